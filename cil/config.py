@@ -1,0 +1,144 @@
+"""The schema of every experiment: of its YAML, of the command line and of their help.
+
+`command_line.py` reads them. No import here may cost seconds: `--help` goes through it.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class StreamConfig:
+    """Where the images come from and in which class groups they arrive."""
+
+    source: str = "digits"
+    """Image source: digits (scikit-learn's 1,797 real handwritten digits, shown at 16 px)."""
+    experiences: int = 5
+    """Number of class groups; must divide the number of classes."""
+    class_order: list[int] | None = None
+    """Original class ids in order of arrival; null draws them from order_seed."""
+    order_seed: int = 1993
+    """Seed of the class order (numpy RandomState permutation; 1993 is the literature's)."""
+    validation: float = 0.15
+    """Share of the training images held out for everything that is tuned or fitted."""
+    augment: bool = True
+    """Whether training images are randomly rotated, shifted and scaled."""
+
+
+@dataclass
+class TokenizerConfig:
+    """The multi-scale tokenizer, trained on the first experience alone and then frozen."""
+
+    channels: int = 16
+    """Channels of the encoder's and decoder's finest level."""
+    multipliers: list[int] = field(default_factory=lambda: [1, 2, 2])
+    """Width of each level in units of channels; every level but the first halves the side."""
+    residual_blocks: int = 1
+    """Residual blocks a level."""
+    latent_channels: int = 8
+    """Channels of a code vector."""
+    vocabulary: int = 64
+    """Number of code vectors."""
+    scales: list[int] = field(default_factory=lambda: [1, 2, 3, 4])
+    """Side of each scale's token map, coarse to fine; the last is the latents' side."""
+    phis: int = 4
+    """Number of convolutions that mend up-sampled scales, shared among the scales."""
+    steps: int = 600
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Images a step."""
+    lr: float = 2.0e-3
+    """Peak learning rate (AdamW, one cycle)."""
+
+
+@dataclass
+class VARConfig:
+    """The class-conditional VAR and how its class groups learn."""
+
+    plasticity: Literal["embedding", "adapter", "trunk", "copy"] = "adapter"
+    """What a later class group may change: its embedding, also an adapter, the trunk, or a copy."""
+    depth: int = 4
+    """Transformer blocks."""
+    width: int = 96
+    """Features a token."""
+    heads: int = 4
+    """Attention heads a block; must divide width."""
+    drop_path: float = 0.0
+    """Stochastic depth of the last block in training."""
+    adapter_rank: int = 16
+    """Rank of an adapter's low-rank updates."""
+    adapter_layers: Literal["all", "adaln"] = "all"
+    """Layers an adapter updates: every linear one, or only those that read the class."""
+    views: int = 24
+    """Augmented views of each training image, tokenized once and cached."""
+    first_steps: int = 500
+    """Optimiser steps of the first experience, which trains the trunk."""
+    steps: int = 300
+    """Optimiser steps of every later experience."""
+    batch_size: int = 32
+    """Token maps a step."""
+    lr: float = 8.0e-3
+    """Peak learning rate (AdamW, one cycle)."""
+    weight_decay: float = 0.05
+    """Weight decay of matrices; vectors and embeddings have none."""
+    condition_dropout: float = 0.1
+    """Share of training images shown with the null class while the trunk learns."""
+    rotations: bool = True
+    """Whether the trunk's first images are also learned turned by quarters, as extra classes."""
+    scale_weights: bool = True
+    """Whether classification weights the scales (fitted on held-out images of experience 0)."""
+
+
+@dataclass
+class DiscriminativeConfig:
+    """The discriminative baselines (finetune, replay, joint): a CNN trained by Avalanche."""
+
+    epochs: int = 8
+    """Passes over each experience's training images."""
+    batch_size: int = 32
+    """Images a step; replay adds as many stored ones."""
+    lr: float = 5.0e-3
+    """Learning rate at the start of an experience (Adam, half a cosine down to zero)."""
+    stored_images: int = 200
+    """Images that replay keeps of earlier experiences."""
+
+
+@dataclass
+class TrainerConfig:
+    """Where it runs."""
+
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """Device kind; auto takes a GPU where there is one."""
+    progress: bool = True
+    """Whether to show progress bars."""
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases: one run a method and seed, grouped by experiment."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """auto logs online where an account is configured and to local files where none is."""
+    project: str = "cil"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; null is the account's default."""
+
+
+@dataclass
+class Config:
+    """One experiment: a stream, the methods that learn it, and where the records go."""
+
+    methods: list[str] | str = field(default_factory=lambda: ["var", "finetune", "replay", "joint"])
+    """Methods to compare: var (or var-embedding, var-adapter, var-trunk, var-copy), finetune,
+    replay, joint; as [var,joint]."""
+    seeds: list[int] | int = field(default_factory=lambda: [0])
+    """Random seeds; every method runs once with each; as [0,1,2]."""
+    runs: str = "runs"
+    """Folder of the records; a run lands in RUNS/EXPERIMENT/METHOD/seedK."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    var: VARConfig = field(default_factory=VARConfig)
+    discriminative: DiscriminativeConfig = field(default_factory=DiscriminativeConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -1,0 +1,59 @@
+"""What a number was measured on: it goes into every record."""
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cil import __version__
+
+PACKAGES = ("torch", "pytorch-lightning", "avalanche-lib", "numpy")
+
+
+def environment() -> dict[str, Any]:
+    """Commit ("unknown" outside a git checkout, "+changes" when edited), versions, device."""
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": {"cil": __version__, **{name: metadata.version(name) for name in PACKAGES}},
+        "device": device(),
+        "platform": platform.platform(),
+        "command": " ".join(sys.orig_argv[1:]),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def commit() -> str:
+    """The commit of the source tree that this package was imported from."""
+    folder = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def device() -> str:
+    """The accelerator's name, or the processor's and how many threads torch uses of it."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{_processor()}, {torch.get_num_threads()} threads"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

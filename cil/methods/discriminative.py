@@ -1,0 +1,218 @@
+"""The discriminative methods: Avalanche's own strategies on a small convolutional network.
+
+A strategy is one entry of `_RECIPES`; nothing else in this file knows one by name.
+"""
+
+import difflib
+import pickle
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cil.errors import UserError
+from cil.methods.avalanche_steps import following, without_noise
+from cil.methods.method import MethodSize, StepLog
+from cil.methods.pickling import dumps, loads
+from cil.models.cnn import CNN
+from cil.streams.stream import Experience, Stream, View
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a method is made from one of Avalanche's strategies."""
+
+    strategy: str  # its class in avalanche.training.supervised
+    memory: str | None = None  # its argument that bounds the stored images, if it stores any
+    afresh: bool = False  # it learns all experiences so far anew, and carries nothing over
+
+
+_RECIPES = {
+    "finetune": Recipe("Naive"),
+    "replay": Recipe("Replay", memory="mem_size"),
+    "joint": Recipe("JointTraining", afresh=True),
+}
+
+
+class Discriminative:
+    """One Avalanche strategy as a method of this project.
+
+    Args:
+        name: finetune, replay or joint.
+        stream: what it will learn.
+        epochs: passes over the training images of an experience (`joint`: of all so far).
+        batch_size: images of the experience in a step; a memory adds as many of its own.
+        lr: Adam's step size.
+        stored_images: the size of the memory, for strategies that have one.
+        device: where it learns and scores.
+        show_progress: draw a progress bar while learning.
+
+    Raises:
+        UserError: there is no such method, a number is not above zero, or the memory has no room
+            for an image of every class.
+    """
+
+    pretrained_on = "nothing"
+
+    def __init__(
+        self,
+        name: str,
+        stream: Stream,
+        *,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        stored_images: int,
+        device: torch.device,
+        show_progress: bool = True,
+    ) -> None:
+        self.name = name
+        self.recipe = _recipe(name)
+        self.stream = stream
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.lr = lr
+        self.stored_images = stored_images
+        self.device = device
+        self.show_progress = show_progress
+        self.model: nn.Module | None = None
+        self.strategy: Any = None
+        self.experiences_learned = 0
+        self._check()
+
+    @property
+    def seen(self) -> tuple[Experience, ...]:
+        """The experiences learned so far."""
+        return self.stream.experiences[: self.experiences_learned]
+
+    @property
+    def classes_seen(self) -> int:
+        return sum(len(experience.labels) for experience in self.seen)
+
+    def learn(self, experience: Experience, log: StepLog) -> None:
+        """Train the strategy on the next experience; `joint` starts afresh on all so far.
+
+        Raises:
+            ValueError: `experience` is not the stream's next one.
+        """
+        index = self.experiences_learned
+        if experience.index != index:
+            raise ValueError(f"{self.name} was given experience {experience.index}, not {index}")
+        afresh = self.recipe.afresh
+        with without_noise():
+            strategy = self._new_strategy() if afresh or self.strategy is None else self.strategy
+            title = f"{self.name} experience {index + 1}/{len(self.stream.experiences)}"
+            with following(strategy, title, log, self.show_progress):
+                # No evaluation in between: the protocol evaluates, on images of its own choice.
+                past = [seen.avalanche for seen in self.seen] if afresh else []
+                strategy.train([*past, experience.avalanche], eval_streams=[])
+        self.model = strategy.model
+        self.strategy = None if afresh else strategy
+        self.experiences_learned = index + 1
+
+    @torch.no_grad()
+    def scores(self, images: Tensor) -> Tensor:
+        """images (B, channels, H, W) in [-1, 1] -> logits (B, classes seen), in label order.
+
+        Raises:
+            ValueError: nothing was learned yet.
+        """
+        if self.model is None:
+            raise ValueError(f"{self.name} has learned no experience yet")
+        logits = self.model.eval()(images.to(self.device))
+        return logits[:, : self.classes_seen].to(images.device)
+
+    def state(self) -> dict[str, Any]:
+        """The strategy as a whole, its memory as indices; the model alone where learning is afresh.
+
+        Plain values and bytes, so that torch.load(weights_only=True) reads it.
+        """
+        return {
+            "experiences_learned": self.experiences_learned,
+            "device": self.device.type,
+            "pickled": dumps((self.model, self.strategy), self._references()),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a state of the same method on the same stream.
+
+        Raises:
+            UserError: it was written on the CPU and this is another device, or it does not fit the
+                installed Avalanche.
+        """
+        if state["device"] == "cpu" != self.device.type:
+            raise UserError(
+                f"{self.name} learned on the CPU so far and cannot move to {self.device.type}: "
+                "choose the CPU, or start over with --fresh."
+            )
+        try:
+            with without_noise():
+                self.model, self.strategy = loads(state["pickled"], self._references(), self.device)
+        except (pickle.UnpicklingError, AttributeError, ImportError, KeyError) as error:
+            raise UserError(
+                f"The checkpoint of {self.name} does not fit the installed packages ({error}): "
+                "install those of its environment.json, or start over with --fresh."
+            ) from error
+        self.experiences_learned = state["experiences_learned"]
+
+    def size(self) -> MethodSize:
+        model = nn.Module() if self.model is None else self.model
+        parameters = sum(parameter.numel() for parameter in model.parameters())
+        return MethodSize(parameters, self._stored(), likelihood_evaluations=0)
+
+    def _stored(self) -> int:
+        """The training images it keeps at present, for learning from them again."""
+        if self.recipe.afresh:
+            return sum(len(past.avalanche.dataset) for past in self.seen)
+        plugins = [] if self.strategy is None else self.strategy.plugins
+        policies = [
+            plugin.storage_policy for plugin in plugins if hasattr(plugin, "storage_policy")
+        ]
+        return sum(len(policy.buffer) for policy in policies)
+
+    def _new_strategy(self) -> Any:
+        from avalanche.models import IncrementalClassifier
+        from avalanche.training import supervised
+        from avalanche.training.plugins import EvaluationPlugin
+
+        backbone = CNN(self.stream.channels)
+        model = nn.Sequential(backbone, IncrementalClassifier(backbone.features, 1)).to(self.device)
+        arguments = {
+            "model": model,
+            "optimizer": torch.optim.Adam(model.parameters(), lr=self.lr),
+            "criterion": nn.CrossEntropyLoss(),
+            "train_mb_size": self.batch_size,
+            "train_epochs": self.epochs,
+            "device": self.device,
+            "evaluator": EvaluationPlugin(loggers=[]),  # the default one prints
+        }
+        if self.recipe.memory is not None:
+            arguments[self.recipe.memory] = self.stored_images
+        return getattr(supervised, self.recipe.strategy)(**arguments)
+
+    def _references(self) -> dict[str, Any]:
+        """What a strategy holds on to of the stream's source: it never goes into a state."""
+        train = self.stream.experiences[0].train  # every experience views the same images
+        assert isinstance(train, View)
+        parts = {"training images": train.base, "augmentation": train.augment}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _check(self) -> None:
+        for key in ("epochs", "batch_size", "lr", "stored_images"):
+            if getattr(self, key) <= 0:
+                raise UserError(f"discriminative.{key} is {getattr(self, key)}: give it above 0.")
+        classes = len(self.stream.class_names)
+        if self.recipe.memory and self.stored_images < classes:
+            raise UserError(
+                f"discriminative.stored_images is {self.stored_images}, too few for {self.name}: "
+                f"{self.stream.name} has {classes} classes, so give it {classes} or more."
+            )
+
+
+def _recipe(name: str) -> Recipe:
+    if name in _RECIPES:
+        return _RECIPES[name]
+    near = difflib.get_close_matches(name, _RECIPES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_RECIPES)}."
+    raise UserError(f"There is no discriminative method '{name}': {hint}")

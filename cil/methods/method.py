@@ -1,0 +1,47 @@
+"""What the protocol asks of a method. It knows no method by any other name."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from cil.streams.stream import Experience
+
+
+class StepLog(Protocol):
+    """Takes the values of one optimiser step; steps count from 0 within one `learn` call."""
+
+    def __call__(self, step: int, values: Mapping[str, float]) -> None: ...
+
+
+@dataclass(frozen=True)
+class MethodSize:
+    """What a method costs to keep and to ask, at its present number of classes."""
+
+    parameters: int
+    stored_images: int
+    likelihood_evaluations: int  # log p(x|y) evaluations an image
+
+
+class Method(Protocol):
+    """Learns class group by class group; scores images over all classes seen so far."""
+
+    name: str
+    pretrained_on: str
+
+    @property
+    def classes_seen(self) -> int: ...
+
+    def learn(self, experience: Experience, log: StepLog) -> None:
+        """Learn one class group from `experience.train`, seeing no other experience."""
+
+    def scores(self, images: Tensor) -> Tensor:
+        """images (B, channels, H, W) in [-1, 1] -> scores (B, classes seen), higher is likelier."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything needed to go on after the experience learned last."""
+
+    def load_state(self, state: dict[str, Any]) -> None: ...
+
+    def size(self) -> MethodSize: ...

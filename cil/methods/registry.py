@@ -1,0 +1,57 @@
+"""Method names: what they are built from and which settings they depend on. Imports are lazy."""
+
+from dataclasses import asdict, replace
+from typing import Any, get_args
+
+from cil.command_line import near
+from cil.config import Config, VARConfig
+from cil.errors import UserError
+
+PLASTICITIES: tuple[str, ...] = get_args(VARConfig.__annotations__["plasticity"])
+DISCRIMINATIVE = ("finetune", "replay", "joint")
+GENERATIVE = ("var", *(f"var-{plasticity}" for plasticity in PLASTICITIES))
+NAMES = (*GENERATIVE, *DISCRIMINATIVE)
+
+
+def check_names(names: list[str]) -> None:
+    """Raises UserError when there is no such method, or one is named twice, or none is."""
+    for name in names:
+        if name not in NAMES:
+            hint = near(name, NAMES) or f"choose from {', '.join(NAMES)}"
+            raise UserError(f"There is no method '{name}': {hint}.")
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"methods is {names}: name at least one, and each once.")
+
+
+def settings(name: str, config: Config, seed: int) -> dict[str, Any]:
+    """The settings that a run of this method depends on: what must not change on resuming."""
+    sections = {"seed": seed, "method": name, "stream": asdict(config.stream)}
+    if name in DISCRIMINATIVE:
+        return sections | {"discriminative": asdict(config.discriminative)}
+    return sections | {"tokenizer": asdict(config.tokenizer), "var": asdict(_var(name, config))}
+
+
+def build(name: str, config: Config, stream: Any) -> Any:
+    """A method, ready for the first experience of `stream`.
+
+    Raises:
+        UserError: its settings do not fit each other or the stream's images.
+    """
+    from cil.methods.training import find_device
+
+    device = find_device(config.trainer)
+    if name in DISCRIMINATIVE:
+        from cil.methods.discriminative import Discriminative
+
+        options = asdict(config.discriminative)
+        show = config.trainer.progress
+        return Discriminative(name, stream, device=device, show_progress=show, **options)
+    from cil.methods.var import VARMethod
+
+    return VARMethod(name, stream, config.tokenizer, _var(name, config), config.trainer)
+
+
+def _var(name: str, config: Config) -> VARConfig:
+    """`var-copy` is `var` with that plasticity, whatever the configuration says."""
+    plasticity = name.partition("-")[2] or config.var.plasticity
+    return replace(config.var, plasticity=plasticity)  # type: ignore[arg-type]

@@ -1,0 +1,62 @@
+"""Training the tokenizer: reconstruction, commitment, and a codebook that follows by averages."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from cil.methods.training import one_cycle
+from cil.models.tokenizer import MultiScaleTokenizer
+
+
+class TokenizerModule(LightningModule):
+    """Fits a `MultiScaleTokenizer` on batches (images, ...).
+
+    The codebook is an exponential moving average of the vectors matched to each code (van den Oord
+    et al. 2017, appendix A.1); a code that hardly any vector matches restarts at a random vector of
+    the batch, which keeps nearly the whole codebook in use.
+    """
+
+    decay = 0.97
+    dead_below = 0.1  # matches a step, on average, under which a code counts as dead
+
+    def __init__(self, tokenizer: MultiScaleTokenizer, *, lr: float, steps: int) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.lr, self.steps = lr, steps
+        self.counts_V: Tensor
+        self.sums_VZ: Tensor
+        self.register_buffer("counts_V", torch.ones(len(tokenizer.codebook)))
+        self.register_buffer("sums_VZ", tokenizer.codebook.detach().clone())
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        images = batch[0]
+        quantised = self.tokenizer.quantise(self.tokenizer.encode(images))
+        reconstruction = F.mse_loss(self.tokenizer.decode_latents(quantised.latents_BZhw), images)
+        self._follow(quantised.pooled_NZ, quantised.matches_N)
+        self.log("tokenizer/reconstruction", reconstruction, prog_bar=True)
+        self.log("tokenizer/commitment", quantised.loss)
+        return reconstruction + quantised.loss
+
+    @torch.no_grad()
+    def _follow(self, vectors_NZ: Tensor, matches_N: Tensor) -> None:
+        counts = torch.zeros_like(self.counts_V)
+        counts.index_add_(0, matches_N, torch.ones_like(vectors_NZ[:, 0]))
+        sums = torch.zeros_like(self.sums_VZ).index_add_(0, matches_N, vectors_NZ)
+        self.counts_V.lerp_(counts, 1 - self.decay)
+        self.sums_VZ.lerp_(sums, 1 - self.decay)
+        dead = self.counts_V < self.dead_below
+        picks = torch.randint(len(vectors_NZ), (int(dead.sum()),), device=vectors_NZ.device)
+        self.sums_VZ[dead] = vectors_NZ[picks]
+        self.counts_V[dead] = 1.0
+        self.tokenizer.codebook.copy_(self.sums_VZ / self.counts_V[:, None])
+
+    def configure_optimizers(self) -> Any:
+        return one_cycle(self.tokenizer, lr=self.lr, steps=self.steps, weight_decay=0.0)
+
+
+def codebook_use(tokens_NL: Tensor, vocabulary: int) -> float:
+    """The share of the codebook that occurs at all among these tokens."""
+    return len(tokens_NL.unique()) / vocabulary

@@ -1,0 +1,126 @@
+"""A fresh Lightning Trainer for every piece of learning: a reused one trains nothing again."""
+
+import logging
+import warnings
+from argparse import Namespace
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.loggers.logger import Logger
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+
+from cil.config import TrainerConfig
+from cil.errors import UserError
+from cil.methods.method import StepLog
+
+LOG_EVERY = 10  # optimiser steps between two logged values
+
+
+class StepLogger(Logger):
+    """Hands what a LightningModule logs to the protocol's step log."""
+
+    def __init__(self, log: StepLog, first_step: int = 0) -> None:
+        super().__init__()
+        self._log, self._first_step = log, first_step
+
+    @property
+    def name(self) -> str:
+        return "cil"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *_: Any, **__: Any) -> None:
+        """The run's record holds the configuration already."""
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        values = {k: v for k, v in metrics.items() if k != "epoch"}
+        if values:
+            self._log(self._first_step + (step or 0), values)
+
+
+class ProgressBar(TQDMProgressBar):
+    """One bar over all steps, named for what is learned."""
+
+    def __init__(self, title: str) -> None:
+        super().__init__(refresh_rate=10)
+        self._title = title
+
+    def on_train_epoch_start(self, trainer: Trainer, *_: Any) -> None:
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description(self._title)
+
+    def get_metrics(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        metrics = super().get_metrics(trainer, module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+def find_device(settings: TrainerConfig) -> torch.device:
+    """The device that `trainer.accelerator` asks for; UserError when there is none."""
+    if settings.accelerator == "gpu" and not torch.cuda.is_available():
+        raise UserError(
+            "trainer.accelerator is gpu, but torch finds no CUDA device: use auto or cpu."
+        )
+    wanted = settings.accelerator != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if wanted else "cpu")
+
+
+def fit(
+    module: LightningModule,
+    batches: Iterable[Any],
+    *,
+    steps: int,
+    title: str,
+    settings: TrainerConfig,
+    log: StepLog,
+    first_step: int = 0,
+    clip: float | None = None,
+) -> None:
+    """Train `module` for `steps` optimiser steps; they are logged from `first_step` on."""
+    logger = StepLogger(log, first_step)
+    trainer = new_trainer(
+        settings, title=title, logger=logger, max_steps=steps, gradient_clip_val=clip
+    )
+    trainer.fit(module, batches)
+
+
+def new_trainer(settings: TrainerConfig, *, title: str, **options: Any) -> Trainer:
+    """A quiet Trainer that keeps no checkpoints: the records do."""
+    for name in ("pytorch_lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    return Trainer(
+        accelerator="gpu" if find_device(settings).type == "cuda" else "cpu",
+        devices=1,
+        max_epochs=-1,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=settings.progress,
+        callbacks=[ProgressBar(title)] if settings.progress else [],
+        log_every_n_steps=LOG_EVERY,
+        **options,
+    )
+
+
+def one_cycle(module: nn.Module, *, lr: float, steps: int, weight_decay: float) -> Any:
+    """AdamW on what requires a gradient, and a one-cycle schedule, as Lightning wants them.
+
+    Betas as in VAR; only the matrices of linear and convolution layers are decayed.
+    """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    layers = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    matrices = {id(m.weight) for m in layers}
+    groups = [
+        {"params": [p for p in trained if id(p) in matrices], "weight_decay": weight_decay},
+        {"params": [p for p in trained if id(p) not in matrices], "weight_decay": 0.0},
+    ]
+    optimiser = AdamW([g for g in groups if g["params"]], lr=lr, betas=(0.9, 0.95))
+    schedule = OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.1)
+    return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

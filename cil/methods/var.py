@@ -1,0 +1,245 @@
+"""The generative method: a VAR learns one class group at a time and classifies by likelihood."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from cil.classify.likelihood import by_scale, fit_scale_weights, token_log_likelihoods
+from cil.config import TokenizerConfig, TrainerConfig, VARConfig
+from cil.errors import UserError
+from cil.methods.method import MethodSize, StepLog
+from cil.methods.tokenizer import TokenizerModule, codebook_use
+from cil.methods.training import fit, one_cycle
+from cil.models.class_groups import NULL_CLASS, Incremental
+from cil.models.tokenizer import MultiScaleTokenizer
+from cil.models.var import VAR
+from cil.streams.stream import Experience, Stream
+from cil.streams.tokens import MOST_CODES, augmented_views, shuffled_batches, token_maps
+
+
+class VARModule(LightningModule):
+    """Fits the newest class group of `model` on batches (cached tokens (B, L), labels (B,))."""
+
+    def __init__(
+        self, model: Incremental, tokenizer: MultiScaleTokenizer, settings: VARConfig, steps: int
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.settings, self.steps = settings, steps
+        # Behind a tuple Lightning does not see the frozen tokenizer as a part of this module.
+        self._frozen = (tokenizer,)
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        tokens_BL, labels_B = batch[0].long(), batch[1]
+        with torch.no_grad():
+            inputs_BLZ = self._frozen[0].var_input(tokens_BL)
+        if self.model.trains_null:
+            dropped = (
+                torch.rand(len(labels_B), device=self.device) < self.settings.condition_dropout
+            )
+            labels_B = labels_B.masked_fill(dropped, NULL_CLASS)
+        group = len(self.model.groups) - 1
+        condition_BD = self.model.groups.condition(labels_B)
+        trunk, adapter = self.model.trunk(group), self.model.groups.adapter(group)
+        logits_BLV = trunk(inputs_BLZ, condition_BD, adapter)
+        loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
+        self.log("var/nats_a_token", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        settings = self.settings
+        return one_cycle(
+            self.model, lr=settings.lr, steps=self.steps, weight_decay=settings.weight_decay
+        )
+
+
+class VARMethod:
+    """Generative classifier over class groups (see `Incremental` for the four plasticities)."""
+
+    pretrained_on = "nothing"
+
+    def __init__(
+        self,
+        name: str,
+        stream: Stream,
+        tokenizer: TokenizerConfig,
+        var: VARConfig,
+        trainer: TrainerConfig,
+    ) -> None:
+        check_settings(stream, tokenizer, var)
+        self.name = name
+        self.settings, self.tokenizer_settings, self.trainer = var, tokenizer, trainer
+        self.experiences = len(stream.experiences)
+        self.tokenizer = build_tokenizer(tokenizer, stream.channels)
+        self.model = build_model(tokenizer, var)
+        self.scale_weights_K = torch.ones(len(tokenizer.scales))
+
+    @property
+    def classes_seen(self) -> int:
+        return self.model.groups.classes
+
+    def learn(self, experience: Experience, log: StepLog) -> None:
+        """Learn one class group; the first one also teaches the tokenizer and the trunk."""
+        images = augmented_views(experience.train, self.settings.views)
+        if experience.index > 0:
+            self._learn_group(images, experience.index, log, len(experience.labels))
+            return
+        turned = 4 if self.settings.rotations else 1
+        images = with_rotations(images, turned)
+        self._learn_tokenizer(images, log)
+        self._learn_group(images, 0, log, turned * len(experience.labels))
+        if self.settings.scale_weights:
+            held_out = with_rotations(augmented_views(experience.validation, views=1), turned)
+            values_BCK = self.scale_log_likelihoods(held_out.tensors[0])
+            self.scale_weights_K = fit_scale_weights(values_BCK, held_out.tensors[1])
+        self.model.groups.drop(group=0, keep=len(experience.labels))
+
+    def scale_log_likelihoods(self, images: Tensor) -> Tensor:
+        """images (B, channels, H, W) -> log p(scale's tokens | coarser ones, class) (B, C, K)."""
+        self.tokenizer.to(images.device)
+        self.model.to(images.device)
+        with torch.inference_mode():
+            tokens_BL = self.tokenizer.tokenize(images)
+            inputs_BLZ = self.tokenizer.var_input(tokens_BL)
+            values_BCL = token_log_likelihoods(self.model, tokens_BL, inputs_BLZ)
+        return by_scale(values_BCL, self.tokenizer.scales)
+
+    def log_likelihood(self, images: Tensor) -> Tensor:
+        """log p(image's tokens | class), unweighted -> (B, classes seen)."""
+        return self.scale_log_likelihoods(images).sum(-1)
+
+    def scores(self, images: Tensor) -> Tensor:
+        return self.scale_log_likelihoods(images) @ self.scale_weights_K.to(images.device)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "groups": self.model.groups.sizes,
+            "model": self.model.state_dict(),
+            "tokenizer": self.tokenizer.state_dict(),
+            "scale_weights": self.scale_weights_K,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Grow to the recorded class groups, then load their weights."""
+        self.model = build_model(self.tokenizer_settings, self.settings)
+        for classes in state["groups"]:
+            self.model.grow(classes)
+        self.model.load_state_dict(state["model"])
+        self.tokenizer.load_state_dict(state["tokenizer"])
+        self.scale_weights_K = state["scale_weights"]
+        self._freeze_tokenizer()
+        self.model.eval()
+
+    def size(self) -> MethodSize:
+        modules = (self.tokenizer, self.model)
+        parameters = sum(p.numel() for m in modules for p in m.parameters())
+        return MethodSize(parameters, 0, self.classes_seen)
+
+    def _learn_tokenizer(self, images: TensorDataset, log: StepLog) -> None:
+        settings = self.tokenizer_settings
+        module = TokenizerModule(self.tokenizer, lr=settings.lr, steps=settings.steps)
+        fit(
+            module,
+            shuffled_batches(images, settings.batch_size),
+            steps=settings.steps,
+            title=f"{self.name} tokenizer",
+            settings=self.trainer,
+            log=log,
+        )
+        self._freeze_tokenizer()
+
+    def _learn_group(
+        self, images: TensorDataset, experience: int, log: StepLog, classes: int
+    ) -> None:
+        settings, first_step = self.settings, 0 if experience else self.tokenizer_settings.steps
+        tokens = token_maps(images, self.tokenizer.tokenize)
+        use = codebook_use(tokens.tensors[0], self.tokenizer_settings.vocabulary)
+        log(first_step, {"tokenizer/codebook_use": use})
+        self.model.grow(classes)
+        steps = settings.steps if experience else settings.first_steps
+        fit(
+            VARModule(self.model, self.tokenizer, settings, steps),
+            shuffled_batches(tokens, settings.batch_size),
+            steps=steps,
+            title=f"{self.name} experience {experience + 1}/{self.experiences}",
+            settings=self.trainer,
+            log=log,
+            first_step=first_step,
+            clip=2.0,
+        )
+        self.model.eval()
+
+    def _freeze_tokenizer(self) -> None:
+        self.tokenizer.eval().requires_grad_(False)
+
+
+def with_rotations(images: TensorDataset, turns: int) -> TensorDataset:
+    """Turn each image by a random quarter; class y turned by r quarters gets label y + r * n.
+
+    The first class group is all that the trunk ever sees whole. Turned images, as classes of their
+    own, make it richer than its few classes are (after PASS, Zhu et al., CVPR 2021).
+    """
+    if turns == 1:
+        return images
+    x, labels = images.tensors
+    quarter = torch.randint(turns, (len(x),))
+    turned = x.clone()
+    for r in range(1, turns):
+        turned[quarter == r] = torch.rot90(x[quarter == r], r, (2, 3))
+    return TensorDataset(turned, labels + quarter * (int(labels.max()) + 1))
+
+
+def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -> None:
+    """Raises UserError where the settings do not fit each other or the stream's images."""
+    size = 2 ** (len(tokenizer.multipliers) - 1) * tokenizer.scales[-1]
+    if size != stream.image_size:
+        raise UserError(
+            f"tokenizer.multipliers and tokenizer.scales make a tokenizer of {size} px, but the "
+            f"images of {stream.name} have {stream.image_size} px: the last scale times 2 for "
+            "every multiplier but the first must equal it."
+        )
+    if tokenizer.scales != sorted(set(tokenizer.scales)) or tokenizer.scales[0] < 1:
+        raise UserError(f"tokenizer.scales is {tokenizer.scales}: give sides from small to large.")
+    if var.width % var.heads:
+        raise UserError(f"var.heads is {var.heads}, which does not divide var.width {var.width}.")
+    if not 1 < tokenizer.vocabulary <= MOST_CODES:
+        raise UserError(
+            f"tokenizer.vocabulary is {tokenizer.vocabulary}: choose 2 to {MOST_CODES}."
+        )
+    for section, settings in (("tokenizer", tokenizer), ("var", var)):
+        for key in ("steps", "first_steps", "batch_size", "lr", "views", "depth", "adapter_rank"):
+            if getattr(settings, key, 1) <= 0:
+                raise UserError(f"{section}.{key} is {getattr(settings, key)}: give it above 0.")
+
+
+def build_tokenizer(settings: TokenizerConfig, image_channels: int) -> MultiScaleTokenizer:
+    return MultiScaleTokenizer(
+        image_channels=image_channels,
+        channels=settings.channels,
+        multipliers=settings.multipliers,
+        residual_blocks=settings.residual_blocks,
+        latent_channels=settings.latent_channels,
+        vocabulary=settings.vocabulary,
+        scales=settings.scales,
+        phis=settings.phis,
+    )
+
+
+def build_model(tokenizer: TokenizerConfig, settings: VARConfig) -> Incremental:
+    trunk = VAR(
+        vocabulary=tokenizer.vocabulary,
+        latent_channels=tokenizer.latent_channels,
+        scales=tokenizer.scales,
+        depth=settings.depth,
+        width=settings.width,
+        heads=settings.heads,
+        drop_path=settings.drop_path,
+    )
+    everywhere = settings.adapter_layers == "all"
+    return Incremental(
+        trunk, settings.width, settings.plasticity, settings.adapter_rank, everywhere
+    )

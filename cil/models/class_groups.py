@@ -1,0 +1,152 @@
+"""Class parameters that grow by one class group at a time and never touch an earlier one.
+
+Every group is a parameter tensor of its own: AdamW moves even rows that get no gradient (weight
+decay, momentum), so a single growing table could not keep its earlier rows.
+
+Shapes: B images, n classes of a group, D width, r rank.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+NULL_CLASS = -1  # the label that stands for "no class" (classifier-free guidance, p(x))
+
+
+Updates = Mapping[str, Tensor]  # a layer's name -> what is added to its matrix
+
+
+class LowRank(nn.Module):
+    """A low-rank update B A of a linear layer's matrix (LoRA, arXiv 2106.09685); zero at first."""
+
+    def __init__(self, features_in: int, features_out: int, rank: int) -> None:
+        super().__init__()
+        self.down = nn.Parameter(torch.randn(rank, features_in) * features_in**-0.5)
+        self.up = nn.Parameter(torch.zeros(features_out, rank))
+
+    def matrix(self) -> Tensor:
+        """(out, in)."""
+        return self.up @ self.down
+
+
+class Adapter(nn.Module):
+    """One group's low-rank updates of a trunk, by place ("0" for block 0, "trunk") and layer."""
+
+    def __init__(self, places: Mapping[str, Mapping[str, nn.Linear]], rank: int) -> None:
+        super().__init__()
+        self.places = nn.ModuleDict()
+        for place, layers in places.items():
+            updates = {n: LowRank(m.in_features, m.out_features, rank) for n, m in layers.items()}
+            self.places[place] = nn.ModuleDict(updates)
+
+    def at(self, place: str) -> Updates:
+        """The updates of one place, by the name of the layer; empty where there are none."""
+        if place not in self.places:
+            return {}
+        updates = self.places[place]
+        assert isinstance(updates, nn.ModuleDict)
+        return {n: u.matrix() for n, u in updates.items()}  # type: ignore[operator]
+
+
+class ClassGroups(nn.Module):
+    """The class embeddings of every group, one null embedding, and one optional adapter a group."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.null = nn.Parameter(torch.randn(width) * (1 / (3 * width)) ** 0.5)
+        self.embeddings = nn.ParameterList()
+        self.adapters = nn.ModuleList()  # nn.Identity where a group has none
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def sizes(self) -> list[int]:
+        """Classes of each group, in order of arrival."""
+        return [len(e) for e in self.embeddings]
+
+    @property
+    def classes(self) -> int:
+        return sum(self.sizes)
+
+    def grow(self, classes: int, adapter: Adapter | None = None) -> None:
+        """Add a group of `classes` classes; freeze every earlier group.
+
+        New embeddings start close to the null one: what the trunk knows of images in general.
+        """
+        for parameter in [*self.embeddings.parameters(), *self.adapters.parameters()]:
+            parameter.requires_grad_(False)
+        noise = torch.randn(classes, len(self.null), device=self.null.device)
+        self.embeddings.append(nn.Parameter(self.null.detach() + 0.02 * noise))
+        self.adapters.append(nn.Identity() if adapter is None else adapter.to(self.null.device))
+
+    def drop(self, group: int, keep: int) -> None:
+        """Forget all but the first `keep` classes of a group."""
+        self.embeddings[group] = nn.Parameter(self.embeddings[group].detach()[:keep].clone())
+
+    def adapter(self, group: int) -> Adapter | None:
+        adapter = self.adapters[group]
+        return adapter if isinstance(adapter, Adapter) else None
+
+    def labels(self, group: int) -> range:
+        """The labels of a group: labels count classes in order of arrival."""
+        first = sum(self.sizes[:group])
+        return range(first, first + self.sizes[group])
+
+    def condition(self, labels_B: Tensor) -> Tensor:
+        """labels (B,), NULL_CLASS among them -> embeddings (B, D)."""
+        table = torch.cat([*self.embeddings, self.null[None]])
+        return table[labels_B]  # NULL_CLASS is -1: the last row
+
+
+Plasticity = Literal["embedding", "adapter", "trunk", "copy"]
+
+
+class Incremental(nn.Module):
+    """A trunk and the class groups it serves; plasticity says what a new group may change.
+
+    embedding: its own embeddings only. adapter: also a low-rank update of the trunk, used for this
+    group alone. trunk: the one trunk keeps learning (the case that can forget). copy: a trunk of
+    its own, started from the first (memory grows). The first group always trains everything.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        width: int,
+        plasticity: Plasticity,
+        adapter_rank: int,
+        adapter_everywhere: bool,
+    ) -> None:
+        super().__init__()
+        self.trunks = nn.ModuleList([trunk])  # one, or with `copy` one a group
+        self.groups = ClassGroups(width)
+        self.plasticity = plasticity
+        self.adapter_rank = adapter_rank
+        self.adapter_everywhere = adapter_everywhere
+
+    def grow(self, classes: int) -> None:
+        """Add a class group. Only what it may change requires a gradient afterwards."""
+        if len(self.groups) == 0:
+            self.groups.grow(classes)
+            return
+        adapter = None
+        if self.plasticity != "trunk":
+            self.requires_grad_(False)
+        if self.plasticity == "adapter":
+            adapter = self.trunk(0).new_adapter(self.adapter_rank, self.adapter_everywhere)
+        if self.plasticity == "copy":
+            self.trunks.append(deepcopy(self.trunks[0]).requires_grad_(True))
+        self.groups.grow(classes, adapter)
+
+    def trunk(self, group: int) -> Any:
+        """The trunk that serves a group."""
+        return self.trunks[group if len(self.trunks) > 1 else 0]
+
+    @property
+    def trains_null(self) -> bool:
+        """Whether condition dropout has anything to teach: the trunk itself is learning."""
+        return len(self.groups) == 1 or self.plasticity == "trunk"

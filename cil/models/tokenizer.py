@@ -1,0 +1,161 @@
+"""The multi-scale residual tokenizer of VAR (arXiv 2404.02905, algorithms 1 and 2).
+
+An image becomes L tokens: p_1 x p_1 of them for the coarsest scale, ..., p_K x p_K for the finest.
+
+Shapes: B images, Z latent channels, h = w = p_K, K scales, L = sum p_k^2 tokens, V vocabulary.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from cil.models.autoencoder import Decoder, Encoder
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """One pass of residual quantisation."""
+
+    tokens_BL: Tensor
+    latents_BZhw: Tensor  # the sum over scales, straight-through to the encoder's output
+    pooled_NZ: Tensor  # the vectors that were matched, scale by scale, and the codes they met:
+    matches_N: Tensor  # what an averaging codebook follows
+    loss: Tensor  # commitment, plus what teaches phi to reproduce the encoder's output
+
+
+class Phi(nn.Module):
+    """phi(x) = x/2 + conv3x3(x)/2: mends what up-sampling a coarse scale blurs."""
+
+    def __init__(self, latent_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(latent_channels, latent_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * x + 0.5 * self.conv(x)
+
+
+class MultiScaleTokenizer(nn.Module):
+    """Images (B, image_channels, H, W) in [-1, 1] <-> tokens (B, L) in [0, V).
+
+    The defaults are the released 256 px model. The image side must be 2^(levels-1) * scales[-1].
+    The codebook takes no gradient: it is trained by moving averages (methods/tokenizer.py).
+    """
+
+    def __init__(
+        self,
+        *,
+        image_channels: int = 3,
+        channels: int = 160,
+        multipliers: Sequence[int] = (1, 1, 2, 2, 4),
+        residual_blocks: int = 2,
+        latent_channels: int = 32,
+        vocabulary: int = 4096,
+        scales: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+        phis: int = 4,
+        commitment: float = 0.25,
+    ) -> None:
+        super().__init__()
+        sizes = (image_channels, channels, multipliers, residual_blocks, latent_channels)
+        self.encoder = Encoder(*sizes)
+        self.decoder = Decoder(*sizes)
+        self.before = nn.Conv2d(latent_channels, latent_channels, 3, padding=1)
+        self.after = nn.Conv2d(latent_channels, latent_channels, 3, padding=1)
+        self.codebook = nn.Parameter(torch.randn(vocabulary, latent_channels), requires_grad=False)
+        self.phis = nn.ModuleList(Phi(latent_channels) for _ in range(phis))
+        self.scales = tuple(scales)
+        self.phi_of_scale = [self._phi_index(k) for k in range(len(self.scales))]
+        self.commitment = commitment
+        self.image_size = 2 ** (len(multipliers) - 1) * self.scales[-1]
+
+    @property
+    def tokens(self) -> int:
+        """L."""
+        return sum(p * p for p in self.scales)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """images -> continuous latents (B, Z, h, w)."""
+        return self.before(self.encoder(images))
+
+    def tokenize(self, images: Tensor) -> Tensor:
+        """images -> tokens (B, L)."""
+        return self.quantise(self.encode(images)).tokens_BL
+
+    def decode(self, tokens_BL: Tensor) -> Tensor:
+        """tokens -> images (B, image_channels, H, W), clamped to [-1, 1]."""
+        *_, latents = self.partial_latents(tokens_BL)
+        return self.decode_latents(latents).clamp(-1, 1)
+
+    def decode_latents(self, latents_BZhw: Tensor) -> Tensor:
+        return self.decoder(self.after(latents_BZhw))
+
+    def quantise(self, latents_BZhw: Tensor) -> Quantised:
+        """Residual quantisation, coarse to fine (algorithm 1)."""
+        target = latents_BZhw.detach()
+        summed = torch.zeros_like(target)
+        tokens, pooled, matches, losses = [], [], [], []
+        for k, p in enumerate(self.scales):
+            vectors = rearrange(_area(target - summed.detach(), p), "b z h w -> (b h w) z")
+            ids = self._nearest(vectors)
+            ids_BN = ids.view(len(target), p * p)
+            summed = summed + self.detail(ids_BN, k)
+            tokens.append(ids_BN)
+            pooled.append(vectors)
+            matches.append(ids)
+            losses.append(
+                self.commitment * F.mse_loss(latents_BZhw, summed.detach())
+                + F.mse_loss(summed, target)
+            )
+        straight_through = latents_BZhw + (summed - latents_BZhw).detach()
+        loss = torch.stack(losses).mean()
+        return Quantised(
+            torch.cat(tokens, 1), straight_through, torch.cat(pooled), torch.cat(matches), loss
+        )
+
+    def detail(self, tokens_BN: Tensor, k: int) -> Tensor:
+        """What scale k adds to the latents: tokens (B, p_k^2) -> (B, Z, h, w)."""
+        p, h = self.scales[k], self.scales[-1]
+        vectors = rearrange(self.codebook[tokens_BN], "b (p q) z -> b z p q", p=p)
+        if p != h:
+            vectors = F.interpolate(vectors, size=(h, h), mode="bicubic")
+        return self.phis[self.phi_of_scale[k]](vectors)
+
+    def partial_latents(self, tokens_BL: Tensor) -> Iterator[Tensor]:
+        """The latents (B, Z, h, w) as they stand after scale 1, 2, ..., K."""
+        summed: Tensor | float = 0.0
+        for k, tokens in enumerate(tokens_BL.split([p * p for p in self.scales], dim=1)):
+            summed = summed + self.detail(tokens, k)
+            yield summed
+
+    def next_input(self, latents_BZhw: Tensor, k: int) -> Tensor:
+        """What the transformer reads to predict scale k: latents so far -> (B, p_k^2, Z)."""
+        return rearrange(_area(latents_BZhw, self.scales[k]), "b z h w -> b (h w) z")
+
+    def var_input(self, tokens_BL: Tensor) -> Tensor:
+        """Teacher forcing: tokens -> (B, L - p_1^2, Z), the input of every scale but the first."""
+        latents = self.partial_latents(tokens_BL)
+        return torch.cat([self.next_input(next(latents), k) for k in range(1, len(self.scales))], 1)
+
+    def _nearest(self, vectors_NZ: Tensor) -> Tensor:
+        # ||v - c||^2 without ||v||^2, which does not change the argmin.
+        squares_V = self.codebook.square().sum(1)
+        return torch.addmm(squares_V, vectors_NZ, self.codebook.T, alpha=-2).argmin(1)
+
+    def _phi_index(self, k: int) -> int:
+        """Scales share phis: each takes the nearest of evenly spaced ticks on [0, 1]."""
+        n = len(self.phis)
+        # The released model has its four ticks at 1/12 .. 11/12, other counts at 1/2n .. 1 - 1/2n.
+        margin = 1 / (3 * n) if n == 4 else 1 / (2 * n)
+        # numpy, as in the released code: with ten scales two positions lie exactly half-way between
+        # ticks, and the rounding of linspace decides which phi they get.
+        ticks = np.linspace(margin, 1 - margin, n)
+        position = k / max(len(self.scales) - 1, 1)
+        return int(np.argmin(np.abs(ticks - position)))
+
+
+def _area(x: Tensor, size: int) -> Tensor:
+    return x if x.shape[-1] == size else F.interpolate(x, size=(size, size), mode="area")

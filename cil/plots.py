@@ -1,0 +1,217 @@
+"""Figures, used alike by runs, W&B and notebooks.
+
+They are built on matplotlib's objects alone: no pyplot, no global state, no window, so they can be
+drawn in any thread and on a machine without a display. Colours are Okabe & Ito's ("Color universal
+design", 2008), told apart by readers of every kind of colour vision; a marker a method says the
+same once more for a print in grey.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+Style = tuple[str, str]  # colour, marker
+
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+
+# A method looks the same in every figure.
+STYLES: dict[str, Style] = {
+    "var": (BLUE, "o"),
+    "var-adapter": (BLUE, "o"),
+    "var-copy": (SKY, "P"),
+    "var-embedding": (GREEN, "^"),
+    "var-trunk": (PURPLE, "v"),
+    "finetune": (VERMILION, "X"),
+    "replay": (ORANGE, "D"),
+    "joint": (BLACK, "s"),
+}
+# For other methods; yellow comes last, it is faint on white.
+SPARE: list[Style] = [
+    (SKY, "8"),
+    (GREEN, "<"),
+    (PURPLE, ">"),
+    (BLUE, "h"),
+    (ORANGE, "p"),
+    (VERMILION, "d"),
+    (YELLOW, "H"),
+]
+
+LABEL_GAP = 4.2  # per cent of accuracy between the names at the line ends: their height
+ANNOTATED_GROUPS = 20  # numbers in the cells of a larger matrix could not be read
+
+
+def forgetting_curves(curves: Mapping[str, Sequence[ArrayLike]]) -> Figure:
+    """Accuracy on all classes seen so far against the experiences learned, one line a method.
+
+    curves: method -> for each seed the accuracy curve (T,) in [0, 1] of `metrics.accuracy_curve`;
+    seeds and methods may be of different length. The line is the mean over seeds, the band reaches
+    from the lowest to the highest seed. Methods are drawn in the order given.
+    """
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes = figure.add_subplot()
+    ends = {}
+    for name, style in method_styles(list(curves)).items():
+        values = 100 * _stacked(curves[name])
+        ends[name] = _draw_curve(axes, values, style)
+    last = max((x for x, _ in ends.values()), default=1)
+    counts = {len(seeds) for seeds in curves.values()}
+    over = f"{'up to ' if len(counts) > 1 else ''}{max(counts, default=1)} seeds"
+    _finish_axes(axes, last, f"mean and range over {over}" if max(counts, default=1) > 1 else "")
+    _label_ends(axes, ends, method_styles(list(curves)))
+    return figure
+
+
+def accuracy_matrix(R: ArrayLike, group_names: Sequence[str], title: str) -> Figure:
+    """The accuracy matrix R (T, T) in [0, 1]: a row after each experience, a column a class group.
+
+    Cells above the diagonal (NaN) stay empty; group_names: T names, such as "0, 1".
+    """
+    values = 100 * np.asarray(R, dtype=np.float64)
+    T = len(values)
+    side = float(np.clip(0.62 * T, 2.8, 9.0))
+    figure = Figure(figsize=(side + 1.9, side + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=100)
+    long_names = max(map(len, group_names)) * T > 9 * side
+    axes.set_xticks(
+        range(T),
+        group_names,
+        rotation=45 if long_names else 0,
+        ha="right" if long_names else "center",
+        rotation_mode="anchor" if long_names else "default",
+    )
+    axes.set_yticks(range(T), [str(t + 1) for t in range(T)])
+    axes.set_xlabel("Test images of class group")
+    axes.set_ylabel("Experiences learned")
+    axes.set_title(title, loc="left")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if T <= ANNOTATED_GROUPS:
+        _annotate(axes, values)
+    figure.colorbar(image, ax=axes, label="Accuracy (%)", fraction=0.046, pad=0.03)
+    return figure
+
+
+def method_styles(names: Sequence[str]) -> dict[str, Style]:
+    """A colour and marker for each method: fixed for known ones, for others by name.
+
+    Two unknown methods of one figure never share a style as long as there are spare ones.
+    """
+    styles = {name: STYLES[name] for name in names if name in STYLES}
+    for name in names:
+        if name in styles:
+            continue
+        start = zlib.crc32(name.encode())  # hash() differs from process to process
+        order = [SPARE[(start + k) % len(SPARE)] for k in range(len(SPARE))]
+        colours = {colour for colour, _ in styles.values()}
+        free = [style for style in order if style not in styles.values()]
+        unused = [style for style in free if style[0] not in colours]
+        styles[name] = (unused or free or order)[0]
+    return {name: styles[name] for name in names}
+
+
+def _stacked(seeds: Sequence[ArrayLike]) -> NDArray[np.float64]:
+    """Curves of one method -> (seeds, longest), NaN where a seed is shorter."""
+    curves = [np.asarray(curve, dtype=np.float64) for curve in seeds]
+    stacked = np.full((len(curves), max(map(len, curves))), np.nan)
+    for row, curve in zip(stacked, curves, strict=True):
+        row[: len(curve)] = curve
+    return stacked
+
+
+def _draw_curve(axes: Axes, values: NDArray[np.float64], style: Style) -> tuple[int, float]:
+    """Draw values (seeds, T) in per cent; returns where the line ends."""
+    colour, marker = style
+    x = np.arange(1, values.shape[1] + 1)
+    mean = np.nanmean(values, axis=0)
+    if len(values) > 1:
+        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    axes.plot(
+        x,
+        mean,
+        color=colour,
+        marker=marker,
+        markersize=7,
+        linewidth=1.8,
+        markeredgecolor="white",
+        markeredgewidth=0.5,
+        clip_on=False,
+        zorder=3,
+    )
+    return int(x[-1]), float(mean[-1])
+
+
+def _finish_axes(axes: Axes, last: int, note: str) -> None:
+    axes.set_xlim(1 - 0.03 * last, last)
+    axes.set_ylim(0, 100)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("Experiences learned")
+    axes.set_ylabel("Accuracy on all classes seen (%)")
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if note:
+        axes.set_title(note, loc="left", fontsize="small", color="#555555")
+
+
+def _label_ends(
+    axes: Axes, ends: Mapping[str, tuple[int, float]], styles: Mapping[str, Style]
+) -> None:
+    """Write each method's name and last value to the right of the plot, near its line's end."""
+    names = sorted(ends, key=lambda name: ends[name][1])
+    heights = spread([ends[name][1] for name in names], LABEL_GAP, 0.0, 100.0)
+    for name, height in zip(names, heights, strict=True):
+        x, y = ends[name]
+        axes.annotate(
+            f"{name}  {y:.1f}",
+            xy=(x, y),
+            xytext=(1.05, height),
+            textcoords=axes.get_yaxis_transform(),
+            va="center",
+            color="#222222",
+            annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-",
+                "color": styles[name][0],
+                "linewidth": 1.0,
+                "shrinkA": 1,
+                "shrinkB": 5,
+            },
+        )
+
+
+def spread(values: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Ascending values moved as little as needed to lie `gap` apart, within low..high if it fits.
+
+    Neighbours that are too close form a block around their mean; blocks that touch are merged.
+    """
+    blocks: list[list[float]] = []
+    for value in values:
+        blocks.append([value])
+        while len(blocks) > 1 and _start(blocks[-1], gap, low, high) < (
+            _start(blocks[-2], gap, low, high) + gap * len(blocks[-2])
+        ):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    return [_start(block, gap, low, high) + gap * k for block in blocks for k in range(len(block))]
+
+
+def _start(block: Sequence[float], gap: float, low: float, high: float) -> float:
+    """Where the first of a block's evenly spaced values lies."""
+    length = gap * (len(block) - 1)
+    centred = sum(block) / len(block) - length / 2
+    return max(low, min(centred, high - length))
+
+
+def _annotate(axes: Axes, values: NDArray[np.float64]) -> None:
+    """Write every accuracy into its cell, light on dark and dark on light."""
+    for (t, i), value in np.ndenumerate(values):
+        if not np.isnan(value):
+            colour = "white" if value < 55 else "black"
+            axes.text(i, t, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9)

@@ -1,0 +1,138 @@
+"""The loop over experiences, the same for every method: learn, evaluate, record, resume."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import pandas as pd
+from torch import Tensor
+
+from cil import metrics, plots
+from cil.config import TrainerConfig
+from cil.methods.method import Method
+from cil.methods.scoring import score
+from cil.methods.seeding import seed_all
+from cil.records import RunRecord
+from cil.streams.stream import Experience, Stream
+from cil.tracking import Tracker
+
+PACE = "cl/milliseconds_an_image"  # of the evaluation, all classes seen so far
+
+
+def run(
+    build: Callable[[], Method],
+    stream: Stream,
+    record: RunRecord,
+    tracker: Tracker,
+    settings: TrainerConfig,
+    seed: int,
+) -> None:
+    """Take a method through the stream, from wherever `record` left off, to its summary.
+
+    Every experience is seeded for itself, so that a run resumed between two of them draws the same
+    random numbers as one that was never interrupted.
+    """
+    seed_all(seed)
+    method = build()
+    if record.learned:
+        method.load_state(record.load_state())
+    for experience in stream.experiences[record.evaluated :]:
+        if record.learned == experience.index:
+            seed_all(seed, experience.index)
+            _learn(method, experience, record, tracker)
+        _evaluate(method, stream, experience.index, record, tracker, settings)
+    _finish(method, stream, record, tracker)
+
+
+def _learn(method: Method, experience: Experience, record: RunRecord, tracker: Tracker) -> None:
+    last_step = 0
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        nonlocal last_step
+        last_step = max(last_step, step)
+        record.log(experience.index, record.steps + step, values)
+        tracker.log_step(record.steps + step, values)
+
+    began = time.perf_counter()
+    method.learn(experience, log)
+    seconds = time.perf_counter() - began
+    record.save_learned(experience.index, method.state(), last_step + 1, seconds)
+
+
+def _evaluate(
+    method: Method,
+    stream: Stream,
+    index: int,
+    record: RunRecord,
+    tracker: Tracker,
+    settings: TrainerConfig,
+) -> None:
+    """One row of the accuracy matrix: every class group seen, over all classes seen."""
+    began = time.perf_counter()
+    results = score_groups(method, stream.experiences[: index + 1], settings)
+    seconds = time.perf_counter() - began
+    row = [(scores.argmax(1) == labels).double().mean().item() for scores, labels in results]
+    sizes = [len(labels) for _, labels in results]
+    values = {
+        "cl/accuracy": sum(a * n for a, n in zip(row, sizes, strict=True)) / sum(sizes),
+        "cl/classes": float(method.classes_seen),
+        PACE: 1000 * seconds / sum(sizes),
+    }
+    values |= {f"cl/accuracy_group{i}": accuracy for i, accuracy in enumerate(row)}
+    record.log(index, record.steps - 1, values)
+    if index == len(stream.experiences) - 1:
+        record.save_predictions(_predictions(results, stream))
+    record.save_evaluated(index, row, sizes)
+    tracker.log_experience(index, values)
+
+
+def score_groups(
+    method: Method, experiences: Sequence[Experience], settings: TrainerConfig
+) -> list[tuple[Tensor, Tensor]]:
+    """(scores (N, classes seen), labels (N,)) on the test images of each class group.
+
+    Each group is scored in batches of its own, so that a later group cannot change even the
+    rounding of an earlier one's scores.
+    """
+    title = f"{method.name} evaluation {len(experiences)}"
+    return score(method, [e.test for e in experiences], settings, title)
+
+
+def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker) -> None:
+    """The figure and the stream-final numbers."""
+    names = [group_name(stream, e) for e in stream.experiences]
+    matrix, size = record.matrix(), method.size()
+    figure = plots.accuracy_matrix(matrix, names, f"{method.name}: accuracy on each class group")
+    path = record.save_figure("accuracy_matrix", figure)
+    summary = {
+        **metrics.summarise(matrix, record.test_sizes),
+        "training_seconds": sum(record.seconds),
+        "milliseconds_an_image": record.latest(PACE),
+        "parameters": size.parameters,
+        "stored_images": size.stored_images,
+        "likelihood_evaluations": size.likelihood_evaluations,
+        "pretrained_on": method.pretrained_on,
+    }
+    tracker.log_matrix(matrix, names)
+    tracker.log_figure("accuracy_matrix", path)
+    tracker.finish(summary)
+    record.finish(summary)
+
+
+def _predictions(results: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> pd.DataFrame:
+    """One row a test image: its class group, its place there, its label and the prediction."""
+    frames = []
+    for group, (scores, labels) in enumerate(results):
+        frame = pd.DataFrame({"label": labels.numpy(), "prediction": scores.argmax(1).numpy()})
+        frame.insert(0, "image", range(len(frame)))
+        frame.insert(0, "group", group)
+        frames.append(frame)
+    table = pd.concat(frames, ignore_index=True)
+    table["class"] = [stream.class_names[label] for label in table["label"]]
+    table["predicted_class"] = [stream.class_names[label] for label in table["prediction"]]
+    return table
+
+
+def group_name(stream: Stream, experience: Experience) -> str:
+    """The names of a group's classes, shortened to the first and last when there are many."""
+    names = [stream.class_names[label] for label in experience.labels]
+    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"

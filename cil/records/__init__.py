@@ -1,0 +1,15 @@
+"""What a run leaves on disk: the only reader and writer of run folders."""
+
+from cil.records.files import write_bytes, write_json
+from cil.records.layout import RunView, read_runs
+from cil.records.run_record import RunRecord, finished_run, write_figure
+
+__all__ = [
+    "RunRecord",
+    "RunView",
+    "finished_run",
+    "read_runs",
+    "write_bytes",
+    "write_figure",
+    "write_json",
+]

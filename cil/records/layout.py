@@ -1,0 +1,214 @@
+"""What stands in the files of a run folder: names, formats, and how damage is noticed.
+
+runs/<experiment>/<method>/seed<k>/ holds
+    config.yaml          the resolved settings that this method depends on
+    environment.json     commit, versions, device; under "resumed" the ones that differed later
+    stream.json          the stream's name, fingerprint and classes
+    progress.json        what is committed: everything else counts only as far as it says
+    metrics.csv          experience,step,name,value; step counts along the whole stream
+    accuracy_matrix.csv  row t: accuracy on each class group's test images after experience t
+    predictions.csv, figures/, checkpoints/ (the newest alone), summary.json (the run is finished)
+
+Numbers are written with repr, so that they are read back as the same bits.
+"""
+
+import csv
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from cil.errors import UserError
+from cil.records.files import damaged, explained, read_bytes, read_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIG, ENVIRONMENT, STREAM = "config.yaml", "environment.json", "stream.json"
+PROGRESS, METRICS, MATRIX = "progress.json", "metrics.csv", "accuracy_matrix.csv"
+PREDICTIONS, SUMMARY, CHECKPOINTS = "predictions.csv", "summary.json", "checkpoints"
+
+MetricRow = tuple[int, int, str, float]  # experience, step, name, value
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The commit point of a run: experiences learned and evaluated, and what their files hash to.
+
+    steps: optimiser steps of all learned experiences; seconds: training time of each of them;
+    test_sizes: test images of each evaluated class group; sha256: by file name, `METRICS` for its
+    first metrics_bytes bytes and `MATRIX` for its first `evaluated` rows.
+    """
+
+    learned: int
+    evaluated: int
+    steps: int
+    seconds: list[float]
+    test_sizes: list[int]
+    metrics_bytes: int
+    sha256: dict[str, str]
+    format: int = 1
+
+
+def read_progress(folder: Path) -> Progress:
+    """Read progress.json; UserError when it is damaged or of another version of cil."""
+    path = folder / PROGRESS
+    content = read_json(path)
+    if content.get("format") not in (None, 1):
+        raise UserError(f"{path} was written by another version of cil; start over with --fresh.")
+    try:
+        progress = Progress(**content)
+        consistent = (
+            0 <= progress.evaluated <= progress.learned <= progress.evaluated + 1
+            and len(progress.seconds) == progress.learned
+            and len(progress.test_sizes) == progress.evaluated
+            and progress.steps >= 0 <= progress.metrics_bytes
+            and {CONFIG, STREAM} <= progress.sha256.keys()
+        )
+    except (TypeError, AttributeError) as error:
+        raise damaged(path) from error
+    if not consistent:
+        raise damaged(path)
+    return progress
+
+
+def read_verified(folder: Path, name: str, progress: Progress) -> bytes:
+    """The bytes of a file that must still be what progress.json says; else a UserError."""
+    data = read_bytes(folder / name)
+    if hashlib.sha256(data).hexdigest() != progress.sha256.get(name):
+        raise damaged(folder / name)
+    return data
+
+
+def read_config(folder: Path, progress: Progress) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load(read_verified(folder, CONFIG, progress))
+    return config
+
+
+def read_stream(folder: Path, progress: Progress) -> dict[str, Any]:
+    read_verified(folder, STREAM, progress)
+    return read_json(folder / STREAM)
+
+
+def config_bytes(config: Mapping[str, Any]) -> bytes:
+    return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode()
+
+
+def metrics_bytes(rows: Iterable[MetricRow]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows((e, step, name, repr(value)) for e, step, name, value in rows)
+    return text.getvalue().encode()
+
+
+METRICS_HEADER = b"experience,step,name,value\n"
+
+
+def read_metrics(folder: Path, progress: Progress) -> bytes:
+    """The committed part of metrics.csv; rows written by a save that was cut short are left out."""
+    if progress.metrics_bytes == 0:
+        return METRICS_HEADER
+    data = read_bytes(folder / METRICS)[: progress.metrics_bytes]
+    if hashlib.sha256(data).hexdigest() != progress.sha256.get(METRICS):
+        raise damaged(folder / METRICS)
+    return data
+
+
+def matrix_bytes(R: FloatArray) -> bytes:
+    """R (T, T) as a table of T rows; cells above the diagonal stay empty."""
+    lines = ["experience," + ",".join(f"group{i}" for i in range(len(R)))]
+    for t, row in enumerate(R):
+        cells = [repr(float(value)) for value in row[: t + 1]] + [""] * (len(R) - t - 1)
+        lines.append(",".join([str(t), *cells]))
+    return ("\n".join(lines) + "\n").encode()
+
+
+def read_matrix(folder: Path, progress: Progress) -> FloatArray:
+    """The committed rows of accuracy_matrix.csv -> (evaluated, evaluated), NaN above the diagonal.
+
+    A save that was cut short may have left one row more; the committed rows alone are hashed.
+    """
+    T = progress.evaluated
+    R = np.full((T, T), np.nan)
+    if T == 0:
+        return R
+    path = folder / MATRIX
+    try:
+        rows = read_bytes(path).decode().splitlines()[1 : T + 1]
+        for t in range(T):
+            R[t, : t + 1] = [float(cell) for cell in rows[t].split(",")[1 : t + 2]]
+    except (ValueError, IndexError) as error:
+        raise damaged(path) from error
+    if hashlib.sha256(matrix_bytes(R)).hexdigest() != progress.sha256.get(MATRIX):
+        raise damaged(path)
+    return R
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A finished run, to be read: matrix (T, T), sizes the test images of each class group."""
+
+    folder: Path
+    experiment: str
+    method: str
+    seed: int
+    config: dict[str, Any]
+    stream: dict[str, Any]
+    summary: dict[str, Any]
+    matrix: FloatArray
+    sizes: list[int]
+
+    def metrics(self) -> "pd.DataFrame":
+        """metrics.csv: experience, step, name, value."""
+        return _read_table(self.folder / METRICS)
+
+    def predictions(self) -> "pd.DataFrame":
+        """predictions.csv as the protocol wrote it."""
+        return _read_table(self.folder / PREDICTIONS)
+
+
+def read_runs(root: Path) -> list[RunView]:
+    """All finished runs at or below a folder, sorted by experiment, method and seed.
+
+    Raises:
+        UserError: there is no such folder, or a file of a finished run is damaged.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"There is no folder {root}; give the one that holds the runs.")
+    with explained(root):
+        folders = [path.parent.resolve() for path in root.rglob(SUMMARY)]
+    views = [read_run(folder) for folder in folders if re.fullmatch(r"seed\d+", folder.name)]
+    return sorted(views, key=lambda view: (view.experiment, view.method, view.seed))
+
+
+def read_run(folder: Path) -> RunView:
+    progress = read_progress(folder)
+    return RunView(
+        folder=folder,
+        experiment=folder.parent.parent.name,
+        method=folder.parent.name,
+        seed=int(folder.name.removeprefix("seed")),
+        config=read_config(folder, progress),
+        stream=read_stream(folder, progress),
+        summary=read_json(folder / SUMMARY),
+        matrix=read_matrix(folder, progress),
+        sizes=progress.test_sizes,
+    )
+
+
+def _read_table(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        return pd.read_csv(io.BytesIO(read_bytes(path)))
+    except ValueError as error:
+        raise damaged(path) from error

@@ -1,0 +1,144 @@
+"""Run an experiment: `python -m cil.run split_digits`.
+
+Its methods learn its stream one class group at a time; one table, the records and the figures come
+out. The same line resumes what was interrupted and shows what is finished.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cil.command_line import USAGE, describe, experiments, parse
+from cil.config import Config
+from cil.errors import UserError
+from cil.methods.registry import build, check_names, settings
+from cil.records import RunView, finished_run
+from cil.table import report
+
+if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait for them
+    from cil.streams.stream import Stream
+
+HELP = f"""usage: {USAGE}
+
+Run the methods of an experiment over its stream of class groups and print one table.
+Everything lands in runs/EXPERIMENT/METHOD/seedK and in Weights & Biases (offline without an
+account). Interrupted at any moment, the same line goes on where it stopped.
+
+  python -m cil.run split_digits                          run it, resume it, or show its table
+  python -m cil.run split_digits --help                   every setting with its value
+  python -m cil.run split_digits --methods=[var,joint]    some methods only
+  python -m cil.run split_digits --var.depth=6            any setting, as --KEY=VALUE
+  python -m cil.run split_digits --seeds=[0,1,2]          several seeds: mean and deviation
+  python -m cil.run split_digits --print_config           the resulting configuration
+  python -m cil.run split_digits --fresh                  start over
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        if not arguments or arguments[0] in ("-h", "--help"):
+            print(HELP if arguments else f"usage: {USAGE}\n")
+            _list_experiments()
+            return 0
+        config, fresh = parse(arguments[0], arguments[1:])
+        run(Path(arguments[0]).stem, config, fresh)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted: the same line goes on from the last experience", file=sys.stderr)
+        return 130
+    return 0
+
+
+def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
+    """Every method with every seed, then the table and the figures.
+
+    Raises:
+        UserError: bad settings, a damaged record, a disk that is full or cannot be written.
+    """
+    names = _listed(config.methods)
+    check_names(names)
+    folder = Path(config.runs) / experiment
+    open_once = cache(partial(_open_stream, config))
+    runs = []
+    for seed in _listed(config.seeds):
+        for name in names:
+            place = folder / name / f"seed{seed}"
+            wanted = settings(name, config, seed)
+            if fresh or not finished_run(place, wanted):
+                _run_method(name, seed, config, open_once(), place, fresh)
+            runs.append(finished_run(place, wanted))
+    finished = [view for view in runs if view is not None]
+    report(experiment, finished, folder)
+    return finished
+
+
+def _open_stream(config: Config) -> "Stream":
+    from cil.streams import open_stream
+
+    print(f"opening the stream {config.stream.source} ...", file=sys.stderr)
+    return open_stream(config.stream)
+
+
+def _run_method(
+    name: str,
+    seed: int,
+    config: Config,
+    stream: "Stream",
+    place: Path,
+    fresh: bool,
+) -> None:
+    """One method with one seed, from wherever its record in `place` left off."""
+    from cil import protocol
+    from cil.environment import environment
+    from cil.records import RunRecord
+    from cil.tracking import Tracker
+
+    wanted = settings(name, config, seed)
+    facts = stream_facts(stream)
+    with RunRecord.open(place, wanted, facts, environment(), fresh) as record:
+        if record.learned:
+            print(f"{place}: going on after experience {record.learned}", file=sys.stderr)
+        with Tracker.start(
+            config.wandb,
+            experiment=place.parent.parent.name,
+            method=name,
+            seed=seed,
+            config={**wanted, "stream_fingerprint": stream.fingerprint},
+            folder=place,
+        ) as tracker:
+            build_method = partial(build, name, config, stream)
+            protocol.run(build_method, stream, record, tracker, config.trainer, seed)
+
+
+def stream_facts(stream: "Stream") -> dict[str, Any]:
+    """What a record keeps of the stream."""
+    return {
+        "name": stream.name,
+        "fingerprint": stream.fingerprint,
+        "class_names": list(stream.class_names),
+        "class_order": list(stream.class_order),
+        "experiences": [list(e.labels) for e in stream.experiences],
+        "image_size": stream.image_size,
+        "reproducibility": stream.reproducibility,
+    }
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _list_experiments() -> None:
+    print("Experiments:")
+    for name, path in experiments().items():
+        print(f"  {name:20} {describe(path)}")
+    print(f"\nStart one with `{USAGE}`; `--help` after its name shows the settings.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

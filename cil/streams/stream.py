@@ -1,0 +1,184 @@
+"""What the rest of the code sees of a data set: class groups that arrive one experience at a time.
+
+A class's label is its position in arrival order: experience 0 has labels 0..n0-1, experience 1 the
+next ones. Names and the original order travel beside it; nothing downstream remaps.
+"""
+
+import hashlib
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cil.errors import UserError
+from cil.streams.checks import check_class_order, check_experiences
+
+Transform = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a source file returns: three disjoint splits in the source's own class order.
+
+    Items of the splits are (float image (C, H, W) in [-1, 1], original class id); each split has
+    the class ids of all its items as `targets`.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    image_size: int
+    channels: int
+    content: str  # hex sha256 of the images and lists that define it
+    augment: Transform | None  # of one image tensor; applied to training images alone
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One class group with its images. Items of the datasets are (image, label)."""
+
+    index: int
+    labels: tuple[int, ...]
+    train: Dataset  # augmented afresh at each access
+    train_plain: Dataset  # the same images without augmentation
+    validation: Dataset
+    test: Dataset
+    avalanche: Any  # the Avalanche train experience; only methods/discriminative.py touches it
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Class groups in the order of their arrival, and what is needed to name and rebuild them."""
+
+    name: str
+    class_names: tuple[str, ...]  # arrival order: class_names[label]
+    class_order: tuple[int, ...]  # original class ids, in arrival order
+    experiences: tuple[Experience, ...]
+    image_size: int
+    channels: int
+    fingerprint: str
+    reproducibility: dict[str, Any]  # Avalanche's own record of the benchmark; plain JSON values
+
+
+class View(Dataset):
+    """Some items of a source split under arrival-order labels.
+
+    Avalanche's own datasets agree with it item for item, at several times the cost of an access.
+    """
+
+    def __init__(
+        self,
+        base: Dataset,
+        indices: Sequence[int],
+        label_of: Sequence[int],
+        augment: Transform | None = None,
+    ) -> None:
+        """`indices` chooses from `base`; `label_of` takes an original class id to its label."""
+        self.base = base
+        self.indices = [int(index) for index in indices]
+        self.targets = [label_of[target] for target in _targets(base)[self.indices]]
+        self.augment = augment
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        image, _ = self.base[self.indices[item]]
+        return (image if self.augment is None else self.augment(image)), self.targets[item]
+
+
+def class_order(classes: int, seed: int) -> list[int]:
+    """The arrival order drawn by `seed`, from a generator of its own.
+
+    With 1993 it is the order of the class-incremental literature since iCaRL (arXiv 1611.07725).
+
+    Raises:
+        UserError: numpy's legacy generator takes no such seed.
+    """
+    if not 0 <= seed < 2**32:
+        raise UserError(f"stream.order_seed is {seed}: choose one from 0 to {2**32 - 1}.")
+    return [int(original) for original in np.random.RandomState(seed).permutation(classes)]
+
+
+def build_stream(source: Source, experiences: int, class_order: Sequence[int]) -> Stream:
+    """Cut `source` into `experiences` class groups of equal size, arriving in `class_order`.
+
+    Raises:
+        UserError: the classes do not divide into the experiences, `class_order` is no permutation
+            of the source's classes, or a split lacks a class.
+    """
+    _check_splits(source)
+    check_experiences(source.name, len(source.class_names), experiences)
+    check_class_order(source.name, len(source.class_names), class_order)
+    scenario = _benchmark(source, experiences, class_order)
+    return Stream(
+        name=source.name,
+        class_names=tuple(source.class_names[original] for original in class_order),
+        class_order=tuple(class_order),
+        experiences=tuple(_experience(source, scenario, i) for i in range(experiences)),
+        image_size=source.image_size,
+        channels=source.channels,
+        fingerprint=_fingerprint(source, experiences, class_order),
+        reproducibility=scenario.get_reproducibility_data(),
+    )
+
+
+def _benchmark(source: Source, experiences: int, class_order: Sequence[int]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # it complains of optional packages that are not needed here
+        from avalanche.benchmarks import nc_benchmark  # costs seconds: only to build a stream
+
+    # An explicit order and no seed: Avalanche's `seed=` would reseed the global generator.
+    return nc_benchmark(
+        train_dataset=source.train,
+        test_dataset=source.test,
+        n_experiences=experiences,
+        task_labels=False,
+        shuffle=False,
+        fixed_class_order=list(class_order),
+        class_ids_from_zero_from_first_exp=True,
+        train_transform=source.augment,
+    )
+
+
+def _experience(source: Source, scenario: Any, index: int) -> Experience:
+    label_of = scenario.class_mapping
+    labels = tuple(sorted(scenario.classes_in_experience["train"][index]))
+    train = scenario.train_exps_patterns_assignment[index]
+    validation = np.flatnonzero(np.isin(np.take(label_of, _targets(source.validation)), labels))
+    return Experience(
+        index=index,
+        labels=labels,
+        train=View(source.train, train, label_of, source.augment),
+        train_plain=View(source.train, train, label_of),
+        validation=View(source.validation, validation.tolist(), label_of),
+        test=View(source.test, scenario.test_exps_patterns_assignment[index], label_of),
+        avalanche=scenario.train_stream[index],
+    )
+
+
+def _targets(dataset: Dataset) -> np.ndarray:
+    return np.asarray(dataset.targets, dtype=np.int64)  # type: ignore[attr-defined]
+
+
+def _fingerprint(source: Source, experiences: int, class_order: Sequence[int]) -> str:
+    order = [int(original) for original in class_order]
+    parts = [source.name, source.content, list(source.class_names), order, experiences]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _check_splits(source: Source) -> None:
+    for split in ("train", "validation", "test"):
+        missing = set(range(len(source.class_names))) - set(_targets(getattr(source, split)))
+        if missing:
+            names = ", ".join(source.class_names[original] for original in sorted(missing))
+            raise UserError(f"The {split} images of {source.name} hold none of: {names}.")

@@ -1,0 +1,216 @@
+"""The digits as a stream: order, labels, splits, fingerprint, and what is refused."""
+
+import dataclasses
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from cil.errors import UserError
+from cil.streams import open_stream
+from cil.streams.digits import Images, digits
+from cil.streams.stream import Source, Stream, build_stream, class_order
+
+ORDER = class_order(10, 1993)
+
+
+@dataclass
+class Settings:
+    source: str = "digits"
+    experiences: int = 5
+    class_order: list[int] | None = None
+    order_seed: int = 1993
+    validation: float = 0.15
+    augment: bool = False
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return digits(validation=0.15, augment=False)
+
+
+@pytest.fixture(scope="module")
+def stream(source) -> Stream:
+    return build_stream(source, 5, ORDER)
+
+
+def splits(source: Source) -> dict[str, Images]:
+    return {"train": source.train, "validation": source.validation, "test": source.test}
+
+
+def test_order_of_the_literature():
+    assert class_order(100, 1993)[:5] == [68, 56, 78, 8, 23]
+
+
+def test_labels_are_positions_in_arrival_order(source, stream):
+    assert [experience.labels for experience in stream.experiences] == [
+        (0, 1), (2, 3), (4, 5), (6, 7), (8, 9)
+    ]  # fmt: skip
+    assert [experience.index for experience in stream.experiences] == [0, 1, 2, 3, 4]
+    assert stream.class_order == tuple(ORDER)
+    assert stream.class_names == tuple(str(digit) for digit in ORDER)
+    for experience in stream.experiences:
+        for view in (experience.train, experience.validation, experience.test):
+            assert set(view.targets) == set(experience.labels)
+            for item in (0, len(view) - 1):
+                image, label = view[item]
+                original = source.class_names.index(stream.class_names[label])
+                assert torch.equal(image, view.base.images[view.indices[item]])
+                assert original == view.base.targets[view.indices[item]]
+
+
+def test_every_image_arrives_exactly_once(source, stream):
+    for name, split in splits(source).items():
+        arrived = [
+            i for experience in stream.experiences for i in getattr(experience, name).indices
+        ]
+        assert sorted(arrived) == list(range(len(split)))
+
+
+def test_views_agree_with_avalanche_item_for_item(stream):
+    for experience in stream.experiences:
+        assert len(experience.train) == len(experience.avalanche.dataset)
+        for ours, plain, theirs in zip(
+            experience.train, experience.train_plain, experience.avalanche.dataset, strict=True
+        ):
+            assert torch.equal(ours[0], theirs[0])
+            assert torch.equal(plain[0], theirs[0])
+            assert ours[1] == plain[1] == theirs[1]
+
+
+def test_images_are_16_pixels_in_minus_one_to_one(source):
+    for split in splits(source).values():
+        assert split.images.shape == (len(split), 1, 16, 16)
+        assert split.images.dtype == torch.float32
+        assert split.images.min() == -1
+        assert split.images.max() == 1
+
+
+def test_splits_are_disjoint_stratified_and_complete(source):
+    from sklearn.datasets import load_digits
+
+    from cil.streams.digits import _split
+
+    targets = load_digits().target
+    parts = _split(targets, 0.15)
+    assert sorted(np.concatenate(parts)) == list(range(1797))
+    assert [len(part) for part in parts] == [1145, 202, 450]
+    for part, share in zip(parts, (1145 / 1797, 202 / 1797, 450 / 1797), strict=True):
+        for digit, count in Counter(targets.tolist()).items():
+            assert abs(np.sum(targets[part] == digit) - share * count) <= 1
+    for part, split in zip(parts, splits(source).values(), strict=True):
+        assert targets[part].tolist() == split.targets
+
+
+def test_the_test_images_are_the_same_for_every_order_and_validation_share(source):
+    other = digits(validation=0.3, augment=True)
+    assert torch.equal(source.test.images, other.test.images)
+    assert len(other.validation) == 404
+    judged = {
+        sum(len(experience.test) for experience in build_stream(other, 5, order).experiences)
+        for order in (ORDER, class_order(10, 0))
+    }
+    assert judged == {450}
+
+
+def test_building_is_repeatable_and_leaves_the_global_generators_alone():
+    def draws():
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()
+
+    before = draws()
+    first, second = open_stream(Settings()), open_stream(Settings(augment=True))
+    assert draws() == before
+    assert first.fingerprint == second.fingerprint
+    for one, other in zip(first.experiences, second.experiences, strict=True):
+        assert one.train.indices == other.train.indices
+
+
+def test_fingerprint_follows_order_split_and_source(source, stream):
+    renamed = dataclasses.replace(source, name="other")
+    others = [
+        build_stream(source, 5, ORDER[::-1]),
+        build_stream(source, 2, ORDER),
+        build_stream(digits(validation=0.2, augment=False), 5, ORDER),
+        build_stream(digits(validation=0.15, augment=False, image_size=8), 5, ORDER),
+        build_stream(renamed, 5, ORDER),
+    ]
+    assert len({stream.fingerprint, *(other.fingerprint for other in others)}) == 6
+    assert len(stream.fingerprint) == 16
+    assert stream.fingerprint == build_stream(source, 5, ORDER).fingerprint
+
+
+def test_fingerprint_is_the_one_of_earlier_runs(stream):
+    # A run folder is resumed under this value: change it only together with the images.
+    assert stream.fingerprint == "ea32d4c8ab30dde0"
+
+
+def test_reproducibility_data_is_json(stream):
+    assert json.loads(json.dumps(stream.reproducibility)) == stream.reproducibility
+    assert stream.reproducibility["classes_order_original_ids"] == ORDER
+
+
+def test_augmentation_is_of_training_images_alone_and_fills_with_background():
+    experience = open_stream(Settings(augment=True)).experiences[0]
+    assert not torch.equal(experience.train[0][0], experience.train[0][0])
+    theirs = experience.avalanche.dataset
+    assert not torch.equal(theirs[0][0], theirs[0][0])
+    for plain in (experience.train_plain, experience.validation, experience.test):
+        assert torch.equal(plain[0][0], plain[0][0])
+    images = torch.stack([image for image, _ in experience.train])
+    assert images.shape[1:] == (1, 16, 16)
+    assert images.min() >= -1
+    assert images.max() <= 1
+    empty = torch.full((1, 16, 16), -1.0)
+    assert all(torch.equal(experience.train.augment(empty), empty) for _ in range(20))
+
+
+@pytest.mark.parametrize("experiences", [1, 10])
+def test_extreme_numbers_of_experiences(source, experiences):
+    built = build_stream(source, experiences, ORDER)
+    assert len(built.experiences) == experiences
+    assert sum(len(experience.train) for experience in built.experiences) == 1145
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"experiences": 3}, "stream.experiences is 3.*10 classes.*one of 1, 2, 5, 10"),
+        ({"experiences": 0}, "stream.experiences is 0.*one of 1, 2, 5, 10"),
+        ({"experiences": 20}, "stream.experiences is 20"),
+        ({"class_order": [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]}, r"holds \[8\] more than once"),
+        ({"class_order": [0, 1, 2, 3]}, "has 4 entries, but digits has 10 classes"),
+        ({"class_order": []}, "has 0 entries"),
+        ({"class_order": [10, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, r"holds \[10\], no class of digits"),
+        ({"class_order": [-1, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, r"holds \[-1\], no class of digits"),
+        ({"source": "digit"}, "'digit', which does not exist: did you mean digits?"),
+        ({"source": "mnist"}, "'mnist', which does not exist: choose one of digits"),
+        ({"order_seed": -1}, "stream.order_seed is -1"),
+        ({"validation": 0.0}, "stream.validation is 0.0.*from 0.01 to 0.99"),
+        ({"validation": 1.0}, "stream.validation is 1.0"),
+        ({"validation": float("nan")}, "stream.validation is nan"),
+    ],
+)
+def test_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        open_stream(dataclasses.replace(Settings(), **change))
+
+
+def test_a_class_without_images_is_refused(source):
+    kept = [i for i, target in enumerate(source.validation.targets) if target != 7]
+    fewer = Images(source.validation.images[kept], [source.validation.targets[i] for i in kept])
+    with pytest.raises(UserError, match="validation images of digits hold none of: 7"):
+        build_stream(dataclasses.replace(source, validation=fewer), 5, ORDER)
+
+
+def test_naming_streams_costs_no_import_of_avalanche_or_torch():
+    code = (
+        "import sys, cil.streams; assert 'torch' not in sys.modules;"
+        "import cil.streams.stream, cil.streams.digits; assert 'avalanche' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

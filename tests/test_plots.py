@@ -1,0 +1,123 @@
+"""Figures: what stands in them, what keeps them legible, and that they draw anywhere."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from cil.plots import SPARE, STYLES, accuracy_matrix, forgetting_curves, method_styles, spread
+
+CURVES = {
+    "var": [np.array([1.0, 0.98, 0.97]), np.array([1.0, 0.96, 0.95])],
+    "finetune": [np.array([1.0, 0.5, 0.33])],
+    "joint": [np.array([0.99, 0.97, 0.96])],
+}
+
+
+def drawn(figure: Figure) -> Figure:
+    figure.savefig(io.BytesIO(), format="png")
+    return figure
+
+
+def texts(figure: Figure) -> list[str]:
+    return [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_forgetting_curves_show_the_mean_in_per_cent_of_every_method_in_order() -> None:
+    axes = drawn(forgetting_curves(CURVES)).axes[0]
+    assert len(axes.lines) == 3
+    assert np.allclose(axes.lines[0].get_ydata(), [100, 97, 96])
+    assert axes.lines[0].get_xdata().tolist() == [1, 2, 3]  # type: ignore[union-attr]
+    assert [line.get_color() for line in axes.lines] == [STYLES[name][0] for name in CURVES]
+    assert axes.get_xlabel() == "Experiences learned"
+    assert axes.get_ylabel() == "Accuracy on all classes seen (%)"
+    assert axes.get_ylim() == (0, 100)
+
+
+def test_the_band_spans_the_seeds_and_the_title_says_so() -> None:
+    axes = forgetting_curves(CURVES).axes[0]
+    (band,) = axes.collections
+    ys = np.asarray(band.get_paths()[0].vertices)[:, 1]
+    assert (ys.min(), ys.max()) == (95, 100)
+    assert axes.get_title(loc="left") == "mean and range over up to 2 seeds"
+    assert not forgetting_curves({"var": CURVES["var"][:1]}).axes[0].get_title(loc="left")
+
+
+def test_every_line_is_named_at_its_end_and_no_name_covers_another() -> None:
+    close = {f"m{i}": [np.array([1.0, 0.96 + 0.002 * i])] for i in range(5)} | CURVES
+    figure = drawn(forgetting_curves(close))
+    assert set(texts(figure)) >= {"var  96.0", "finetune  33.0", "m0  96.0"}
+    boxes = sorted(
+        (text.get_window_extent() for text in figure.axes[0].texts), key=lambda box: box.y0
+    )
+    # an annotation's extent holds its leader line too: compare the middles with the text height
+    heights = [text.xyann[1] for text in figure.axes[0].texts]  # type: ignore[attr-defined]
+    assert min(np.diff(sorted(heights))) > 4
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+
+
+def test_curves_of_unequal_length_and_none_at_all_draw() -> None:
+    figure = drawn(forgetting_curves({"var": [[1.0, 0.9], [1.0]], "joint": [[0.9]]}))
+    assert "var  90.0" in texts(figure)
+    drawn(forgetting_curves({}))
+
+
+def test_accuracy_matrix_shows_numbers_up_to_the_diagonal() -> None:
+    R = np.array([[0.9, np.nan], [0.25, 1.0]])
+    figure = drawn(accuracy_matrix(R, ["0, 1", "2, 3"], "var, seed 0"))
+    axes, bar = figure.axes
+    assert sorted(texts(figure)) == ["100", "25", "90"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0, 1", "2, 3"]
+    assert axes.get_title(loc="left") == "var, seed 0"
+    assert bar.get_ylabel() == "Accuracy (%)"
+    assert axes.images[0].get_clim() == (0, 100)
+
+
+def test_a_large_matrix_keeps_its_size_and_drops_its_numbers() -> None:
+    R = np.where(np.tri(50) > 0, 0.5, np.nan)
+    figure = drawn(accuracy_matrix(R, [f"group {i}" for i in range(50)], "large"))
+    assert max(figure.get_size_inches()) < 12
+    assert texts(figure) == []
+
+
+def test_methods_keep_their_style_and_never_share_one() -> None:
+    alone = method_styles(["ewc"])["ewc"]
+    assert method_styles(["var", "ewc", "joint"])["var"] == STYLES["var"]
+    assert alone in SPARE
+    names = ["var", "finetune", "replay", "joint", "ewc", "lwf", "si", "mas"]
+    styles = method_styles(names)
+    assert list(styles) == names
+    assert len(set(styles.values())) == len(names)
+    assert len(set(STYLES.values())) == len(STYLES) - 1  # var is var-adapter by default
+    assert len(method_styles([f"m{i}" for i in range(30)])) == 30  # more than there are styles
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([10.0, 50.0], [10.0, 50.0]),
+        ([50.0, 50.0], [48.0, 52.0]),
+        ([99.0, 100.0], [96.0, 100.0]),
+        ([0.0, 0.0, 1.0], [0.0, 4.0, 8.0]),
+        ([50.0, 52.0, 55.0], [48.333, 52.333, 56.333]),
+        ([], []),
+    ],
+)
+def test_spread_moves_labels_apart_and_no_further(
+    values: list[float], expected: list[float]
+) -> None:
+    assert spread(values, 4.0, 0.0, 100.0) == pytest.approx(expected, abs=1e-3)
+
+
+def test_no_pyplot_is_involved() -> None:
+    program = (
+        "import sys, io, cil.plots as p; p.forgetting_curves({'var': [[1, .5]]})"
+        ".savefig(io.BytesIO(), format='svg'); print('matplotlib.pyplot' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "False"
