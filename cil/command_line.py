@@ -5,12 +5,13 @@ No import here may cost seconds: `--help` goes through it.
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from jsonargparse import ArgumentError, ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 import cil
 from cil.config import Config
@@ -41,12 +42,14 @@ def find(experiment: str) -> Path:
         UserError: there is none.
     """
     known = experiments()
+    if experiment.startswith("-"):
+        raise UserError(f"'{experiment}' stands where the experiment's name belongs: {USAGE}.")
     if experiment in known:
         return known[experiment]
     if experiment.endswith((".yaml", ".yml")) and Path(experiment).is_file():
         return Path(experiment)
-    hint = near(experiment, known) or f"choose one of {', '.join(known) or 'none here'}"
-    raise UserError(f"There is no experiment '{experiment}': {hint}.")
+    hint = near(experiment, known) or f"choose one of {', '.join(known) or 'none here'}."
+    raise UserError(f"There is no experiment '{experiment}': {hint}")
 
 
 def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
@@ -61,19 +64,18 @@ def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     parser = _parser(path.stem)
     if {"-h", "--help"} & set(arguments):
         parser.default_config_files = [str(path)]  # so that the help shows this file's values
-    try:
-        parsed = parser.parse_args([f"--config={path}", *arguments])
-    except ArgumentError as error:
-        raise UserError(_sentence(str(error), parser, path)) from error
+    yaml = [f"--config={path}"]
+    _parsed(parser, yaml, str(path))  # alone first, so that a mistake is put down to where it is
+    parsed = _parsed(parser, [*yaml, *arguments], "the command line")
     values = parser.instantiate(parsed)
     config = Config(**{field.name: values[field.name] for field in fields(Config)})
     return config, parsed.fresh
 
 
-def near(word: str, known: Any) -> str:
+def near(word: str, known: Iterable[str]) -> str:
     """A hint at what was meant, or an empty string."""
     matches = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {matches[0]}?".removesuffix("?") if matches else ""
+    return f"did you mean {matches[0]}?" if matches else ""
 
 
 def _parser(name: str) -> ArgumentParser:
@@ -83,6 +85,7 @@ def _parser(name: str) -> ArgumentParser:
         description="Run the methods of an experiment over its stream and print one table. "
         "Interrupted at any moment, the same line goes on where it stopped.",
         exit_on_error=False,
+        allow_abbrev=False,  # --var.dept would set var.depth
     )
     parser.add_argument("--config", action="config", help="another YAML laid over the experiment's")
     parser.add_argument(
@@ -94,36 +97,64 @@ def _parser(name: str) -> ArgumentParser:
     return parser
 
 
-def _sentence(message: str, parser: ArgumentParser, path: Path) -> str:
-    """jsonargparse's message in one sentence, with the nearest existing key or value."""
-    keys = [key for action in parser._actions for key in action.option_strings]
+def _parsed(parser: ArgumentParser, arguments: Sequence[str], place: str) -> Namespace:
+    try:
+        parsed = parser.parse_args(list(arguments))
+    except ArgumentError as error:
+        raise UserError(_sentence(str(error), parser, place)) from error
+    for field in fields(Config):
+        if is_dataclass(_type(field.name)) and not isinstance(parsed[field.name], Namespace):
+            raise UserError(_wrong(field.name, parsed[field.name], place))
+    return parsed
+
+
+def _sentence(message: str, parser: ArgumentParser, place: str) -> str:
+    """jsonargparse's message in one sentence that names `place`, with the nearest existing key."""
+    flags = [flag for flag in parser._option_string_actions if not flag.endswith("+")]
     if match := re.search(r"unrecognized arguments: (\S+)", message):
         flag = match[1].partition("=")[0]
         if not flag.startswith("--"):
             return f"'{flag}' was not understood: settings are written --KEY=VALUE."
-        hint = near(flag, keys) or "see --help for the settings"
-        return f"There is no setting {flag}: {hint}."
-    if match := re.search(r"(?:Group '([\w.]+)' .*)?option '([\w.]+)'", message):
+        hint = near(flag, flags) or "see --help for the settings."
+        return f"There is no setting {flag}: {hint}"
+    if match := re.search(r"(?:Group '([\w.]+)' .*)?[Oo]ption '([\w.]+)'", message):
         key = ".".join(part for part in match.groups() if part)
-        hint = near(f"--{key}", keys).replace("--", "") or "see --help for the settings"
-        return f"{path} has an unknown key {key}: {hint}."
+        hint = near(key, [flag[2:] for flag in flags]) or "see --help for the settings."
+        return f"{place} has an unknown key {key}: {hint}"
     if match := re.search(r'Parser key "([\w.]+)"', message):
-        wanted = re.search(r"(?:Expected an? |Subtypes: )(.+)", message)
-        value = re.search(r"(?:Got value|Given value): (.+)", message)
-        if wanted and value:
-            return f"{match[1]} is {value[1]}, but must be {_kind(wanted[1])}."
-    return " ".join(message.split())
+        value = re.search(r"(?:Got value:|Given value:|Unable to load config) (.+)", message)
+        if value:
+            return _wrong(match[1], value[1], place)
+        message = message.partition(":")[2]
+    if "Unexpected config" in message:
+        message = "there are no KEY: VALUE lines"
+    detail = " ".join(message.split()).removesuffix(".")
+    return f"{place} cannot be read as settings: {detail}."
 
 
-def _kind(annotation: str) -> str:
-    """A type as jsonargparse prints it, in words."""
-    annotation = annotation.partition(". Got value")[0]
-    annotation = re.sub(r"<class '(\w+)'>", r"\1", annotation)
-    if choices := re.search(r"typing\.Literal\[(.+)\]", annotation):
-        return f"one of {choices[1]}"
-    for shape, words in (("[list[int], ", "a list of numbers or "), ("[list[str], ", "a list or ")):
-        annotation = annotation.replace(shape, words)
-    names = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-    names |= {"list[int": "a list of whole numbers such as [0,1]", "NoneType": "null"}
-    head, _, last = annotation.rstrip("].").rpartition(" ")
-    return f"{head} {names.get(last, last)}".strip()
+def _wrong(key: str, value: Any, place: str) -> str:
+    value = "null" if value in (None, "None") else value
+    return f"{place} gives {key} as {value}, but it must be {_words(_type(key))}."
+
+
+def _type(key: str) -> Any:
+    """The declared type of a dotted key."""
+    kind: Any = Config
+    for name in key.split("."):
+        kind = get_type_hints(kind)[name]
+    return kind
+
+
+def _words(kind: Any) -> str:
+    """A type as a user would say it."""
+    plain = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    lists = {int: "a list of whole numbers such as [1,2]", str: "a list of words such as [a,b]"}
+    if kind in plain or kind is NoneType:
+        return plain.get(kind, "null")
+    if is_dataclass(kind):
+        return "a section of settings"
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is list:
+        return lists[get_args(kind)[0]]
+    return " or ".join(_words(part) for part in get_args(kind))

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from cil import __version__
+from cil.config import TrainerConfig
 
 PACKAGES = ("torch", "pytorch-lightning", "avalanche-lib", "numpy")
 
 
-def environment() -> dict[str, Any]:
+def environment(settings: TrainerConfig) -> dict[str, Any]:
     """Commit ("unknown" outside a git checkout, "+changes" when edited), versions, device."""
     return {
         "commit": commit(),
         "python": platform.python_version(),
         "versions": {"cil": __version__, **{name: metadata.version(name) for name in PACKAGES}},
-        "device": device(),
+        "device": device(settings),
         "platform": platform.platform(),
         "command": " ".join(sys.orig_argv[1:]),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -35,18 +36,19 @@ def commit() -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not a venv in another project
         changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
 
-def device() -> str:
+def device(settings: TrainerConfig) -> str:
     """The accelerator's name, or the processor's and how many threads torch uses of it."""
     import torch
 
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
+    if settings.accelerator != "cpu" and torch.cuda.is_available():
+        return str(torch.cuda.get_device_name())
     return f"{_processor()}, {torch.get_num_threads()} threads"
 
 

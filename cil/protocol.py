@@ -111,6 +111,7 @@ def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker)
         "stored_images": size.stored_images,
         "likelihood_evaluations": size.likelihood_evaluations,
         "pretrained_on": method.pretrained_on,
+        **method.facts(),
     }
     tracker.log_matrix(matrix, names)
     tracker.log_figure("accuracy_matrix", path)

@@ -6,16 +6,15 @@ out. The same line resumes what was interrupted and shows what is finished.
 
 import sys
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
 from cil.errors import UserError
-from cil.methods.registry import build, check_names, settings
+from cil.methods.registry import build, check_names, check_seeds, settings
 from cil.records import RunView, finished_run
-from cil.table import report
 
 if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait for them
     from cil.streams.stream import Stream
@@ -49,7 +48,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # Lightning turns an interrupt into an exit of its own.
+        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+            raise
         print("\ninterrupted: the same line goes on from the last experience", file=sys.stderr)
         return 130
     return 0
@@ -61,19 +63,23 @@ def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
     Raises:
         UserError: bad settings, a damaged record, a disk that is full or cannot be written.
     """
-    names = _listed(config.methods)
+    from cil.table import report  # pandas and matplotlib: half a second that --help need not wait
+
+    names, seeds = _listed(config.methods), _listed(config.seeds)
     check_names(names)
+    check_seeds(seeds)
     folder = Path(config.runs) / experiment
-    open_once = cache(partial(_open_stream, config))
-    runs = []
-    for seed in _listed(config.seeds):
-        for name in names:
-            place = folder / name / f"seed{seed}"
-            wanted = settings(name, config, seed)
-            if fresh or not finished_run(place, wanted):
-                _run_method(name, seed, config, open_once(), place, fresh)
-            runs.append(finished_run(place, wanted))
-    finished = [view for view in runs if view is not None]
+    runs = {(name, seed): folder / name / f"seed{seed}" for seed in seeds for name in names}
+    wanted = {run: settings(run[0], config, run[1]) for run in runs}
+    left = [run for run in runs if fresh or not finished_run(runs[run], wanted[run])]
+    if left:
+        stream = _open_stream(config)
+        for name in dict.fromkeys(name for name, _ in left):
+            build(name, config, stream)  # what does not fit is said before anything is trained
+        for run in left:
+            _run_method(*run, config, stream, runs[run], fresh)
+    views = [finished_run(runs[run], wanted[run]) for run in runs]
+    finished = [view for view in views if view is not None]
     report(experiment, finished, folder)
     return finished
 
@@ -101,7 +107,7 @@ def _run_method(
 
     wanted = settings(name, config, seed)
     facts = stream_facts(stream)
-    with RunRecord.open(place, wanted, facts, environment(), fresh) as record:
+    with RunRecord.open(place, wanted, facts, environment(config.trainer), fresh) as record:
         if record.learned:
             print(f"{place}: going on after experience {record.learned}", file=sys.stderr)
         with Tracker.start(

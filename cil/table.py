@@ -4,26 +4,33 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
 from cil import metrics, plots
-from cil.records import RunView, write_bytes, write_figure
+from cil.records import RunView, figure_bytes, write_bytes, write_figure
 
-# Column of the summary -> heading, and how many decimals; accuracies are shown in per cent.
+# Number of the summary -> heading; these are shown in per cent, the others as they are.
 PERCENT = {
-    "last_accuracy": "last\nacc. %",
-    "average_incremental_accuracy": "avg. inc.\nacc. %",
-    "forgetting": "forgetting\n(Chaudhry) %",
-    "backward_transfer": "BWT\n(GEM) %",
+    "last_accuracy": "last",
+    "average_incremental_accuracy": "avg",
+    "forgetting": "forget",
+    "backward_transfer": "BWT",
 }
 COSTS = {
-    "training_seconds": "training\ns",
-    "milliseconds_an_image": "evaluation\nms/image",
-    "parameters": "parameters",
-    "stored_images": "stored\nimages",
-    "likelihood_evaluations": "likelihood\nevals/image",
+    "training_seconds": "train s",
+    "milliseconds_an_image": "ms/img",
+    "parameters": "params",
+    "stored_images": "stored",
+    "likelihood_evaluations": "LL/img",
 }
+CAPTION = (
+    "last: accuracy on all classes after the last experience; avg: average incremental accuracy; "
+    "forget: forgetting (Chaudhry et al. 2018); BWT: backward transfer (GEM); all in per cent of "
+    "the test images. train s: training seconds; ms/img: evaluation; stored: training images kept; "
+    "LL/img: likelihood evaluations an image."
+)
 
 
 def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
@@ -35,7 +42,15 @@ def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
     write_bytes(folder / "results.csv", results(runs).to_csv(index=False).encode())
     figure = write_figure(folder / "forgetting_curves.png", curves(runs))
     console = Console()
+    console.width = max(console.width, 100)  # a log file has no width; the table needs this much
     console.print(_table(experiment, runs))
+    for r in runs:
+        if "codebook_use" in r.summary:
+            first, last = r.summary["codebook_use_first"], r.summary["codebook_use"]
+            name = f"{r.method} seed {r.seed}"
+            console.print(
+                f"{name}: codebook use {first:.0%} on the first group, {last:.0%} on the last"
+            )
     console.print(f"records and figures: {folder}/   forgetting curves: {figure}", soft_wrap=True)
 
 
@@ -65,18 +80,61 @@ def curves(runs: Sequence[RunView]) -> "plots.Figure":
 
 def _table(experiment: str, runs: Sequence[RunView]) -> Table:
     seeds = len({r.seed for r in runs})
-    note = f", mean ± standard deviation of {seeds} seeds" if seeds > 1 else ""
-    table = Table(title=f"{experiment}{note}")
-    table.add_column("method")
+    note = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
+    table = Table(title=f"{experiment}{note}", caption=CAPTION, box=SIMPLE, padding=(0, 0, 0, 1))
+    table.add_column("method", no_wrap=True)
     for heading in [*PERCENT.values(), *COSTS.values()]:
-        table.add_column(heading, justify="right")
-    for name, row in over_seeds(runs).iterrows():
-        percents = [_cell(row[key], 100, 1) for key in PERCENT]
-        costs = [_cell(row[key], 1, 1 if key == "milliseconds_an_image" else 0) for key in COSTS]
-        table.add_row(str(name), *percents, *costs)
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in _rows(runs):
+        table.add_row(*row)
     return table
 
 
-def _cell(number: pd.Series, scale: float, decimals: int) -> str:
-    text = f"{scale * number['mean']:,.{decimals}f}"
-    return f"{text} ± {scale * number['std']:.{decimals}f}" if number["count"] > 1 else text
+def _rows(runs: Sequence[RunView]) -> list[list[str]]:
+    """The cells of the table, a list a method."""
+    return [
+        [str(name), *(_percent(row[k]) for k in PERCENT), *(_cost(row[k]["mean"]) for k in COSTS)]
+        for name, row in over_seeds(runs).iterrows()
+    ]
+
+
+def _percent(number: pd.Series) -> str:
+    text = f"{100 * number['mean']:.1f}"
+    return f"{text}±{100 * number['std']:.1f}" if number["count"] > 1 else text
+
+
+def _cost(number: float) -> str:
+    if number >= 1e4:
+        return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
+    return f"{number:.0f}" if number >= 10 or number == int(number) else f"{number:.2f}"
+
+
+def publish(runs: Sequence[RunView], path: Path, command: str) -> None:
+    """Write `path`.csv (one row a run), .md (the table, and what it was measured on) and .svg.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    write_bytes(path.with_suffix(".csv"), results(runs).to_csv(index=False).encode())
+    write_bytes(path.with_suffix(".svg"), figure_bytes(curves(runs), "svg"))
+    lines = [
+        f"Written by `{command}`.",
+        f"Stream {runs[0].stream['name']}, fingerprint {runs[0].stream['fingerprint']}; "
+        f"seeds {sorted({r.seed for r in runs})}.",
+        *(f"{key}: {', '.join(sorted(_environments(runs, key)))}" for key in ("commit", "device")),
+        f"Pretrained on: {', '.join(sorted({r.summary['pretrained_on'] for r in runs}))}.",
+        CAPTION,
+    ]
+    write_bytes(path.with_suffix(".md"), ("\n\n".join([*lines, _markdown(runs)]) + "\n").encode())
+
+
+def _environments(runs: Sequence[RunView], key: str) -> set[str]:
+    """Every value that any sitting of these runs was made with."""
+    sittings = [s for r in runs for s in (r.environment, *r.environment.get("resumed", []))]
+    return {str(sitting[key]) for sitting in sittings if key in sitting}
+
+
+def _markdown(runs: Sequence[RunView]) -> str:
+    headings = ["method", *PERCENT.values(), *COSTS.values()]
+    rows = [headings, ["---"] + ["---:"] * (len(headings) - 1), *_rows(runs)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

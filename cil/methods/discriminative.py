@@ -161,6 +161,9 @@ class Discriminative:
         parameters = sum(parameter.numel() for parameter in model.parameters())
         return MethodSize(parameters, self._stored(), likelihood_evaluations=0)
 
+    def facts(self) -> dict[str, float]:
+        return {}
+
     def _stored(self) -> int:
         """The training images it keeps at present, for learning from them again."""
         if self.recipe.afresh:

@@ -45,3 +45,6 @@ class Method(Protocol):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
     def size(self) -> MethodSize: ...
+
+    def facts(self) -> dict[str, float]:
+        """Other numbers worth keeping of the finished method, such as its codebook's use."""

@@ -17,10 +17,16 @@ def check_names(names: list[str]) -> None:
     """Raises UserError when there is no such method, or one is named twice, or none is."""
     for name in names:
         if name not in NAMES:
-            hint = near(name, NAMES) or f"choose from {', '.join(NAMES)}"
-            raise UserError(f"There is no method '{name}': {hint}.")
+            hint = near(name, NAMES) or f"choose from {', '.join(NAMES)}."
+            raise UserError(f"There is no method '{name}': {hint}")
     if not names or len(set(names)) < len(names):
         raise UserError(f"methods is {names}: name at least one, and each once.")
+
+
+def check_seeds(seeds: list[int]) -> None:
+    """Raises UserError when a seed is out of range, or one is named twice, or none is."""
+    if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**32 for s in seeds):
+        raise UserError(f"seeds is {seeds}: give at least one from 0 to {2**32 - 1}, each once.")
 
 
 def settings(name: str, config: Config, seed: int) -> dict[str, Any]:

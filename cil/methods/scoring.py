@@ -1,12 +1,12 @@
 """Evaluation goes through Lightning's Trainer too, so that it runs wherever training does."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from cil.config import TrainerConfig
 from cil.methods.method import Method
@@ -27,15 +27,32 @@ class Scorer(LightningModule):
         return self.method.scores(images).cpu(), labels.cpu()
 
 
+class BatchesWithin(Sampler[list[int]]):
+    """Indices of a concatenation of data sets, in batches none of which spans two of them."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self.batches: list[list[int]] = []
+        first = 0
+        for size in sizes:
+            rows = list(range(first, first + size))
+            self.batches += [rows[i : i + BATCH_SIZE] for i in range(0, size, BATCH_SIZE)]
+            first += size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
 def score(
     method: Method, datasets: Sequence[Dataset], settings: TrainerConfig, title: str
 ) -> list[tuple[Tensor, Tensor]]:
     """Score every image of each dataset -> (scores (N, classes seen), labels (N,)) a dataset."""
-    loaders = [DataLoader(dataset, batch_size=BATCH_SIZE) for dataset in datasets]
+    sizes = [len(dataset) for dataset in datasets]  # type: ignore[arg-type]
+    together: Dataset = ConcatDataset(datasets)
+    loader = DataLoader(together, batch_sampler=BatchesWithin(sizes))
     trainer = new_trainer(settings, title=title, logger=False)
-    predictions: Any = trainer.predict(Scorer(method), loaders)
-    batches = predictions if len(loaders) > 1 else [predictions]
-    return [
-        (torch.cat([scores for scores, _ in group]), torch.cat([labels for _, labels in group]))
-        for group in batches
-    ]
+    batches: Any = trainer.predict(Scorer(method), loader)
+    scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return list(zip(scores.split(sizes), labels.split(sizes), strict=True))

@@ -1,5 +1,7 @@
 """The generative method: a VAR learns one class group at a time and classifies by likelihood."""
 
+import math
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -77,6 +79,7 @@ class VARMethod:
         self.tokenizer = build_tokenizer(tokenizer, stream.channels)
         self.model = build_model(tokenizer, var)
         self.scale_weights_K = torch.ones(len(tokenizer.scales))
+        self.codebook_use: list[float] = []  # share of the codes met in each experience
 
     @property
     def classes_seen(self) -> int:
@@ -121,6 +124,7 @@ class VARMethod:
             "model": self.model.state_dict(),
             "tokenizer": self.tokenizer.state_dict(),
             "scale_weights": self.scale_weights_K,
+            "codebook_use": self.codebook_use,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -131,6 +135,7 @@ class VARMethod:
         self.model.load_state_dict(state["model"])
         self.tokenizer.load_state_dict(state["tokenizer"])
         self.scale_weights_K = state["scale_weights"]
+        self.codebook_use = list(state["codebook_use"])
         self._freeze_tokenizer()
         self.model.eval()
 
@@ -138,6 +143,12 @@ class VARMethod:
         modules = (self.tokenizer, self.model)
         parameters = sum(p.numel() for m in modules for p in m.parameters())
         return MethodSize(parameters, 0, self.classes_seen)
+
+    def facts(self) -> dict[str, float]:
+        """Codebook use in the first and the last experience, and the weight of each scale."""
+        weights = {f"scale_weight_{k}": w for k, w in enumerate(self.scale_weights_K.tolist())}
+        use = {"codebook_use_first": self.codebook_use[0], "codebook_use": self.codebook_use[-1]}
+        return use | weights
 
     def _learn_tokenizer(self, images: TensorDataset, log: StepLog) -> None:
         settings = self.tokenizer_settings
@@ -159,6 +170,7 @@ class VARMethod:
         tokens = token_maps(images, self.tokenizer.tokenize)
         use = codebook_use(tokens.tensors[0], self.tokenizer_settings.vocabulary)
         log(first_step, {"tokenizer/codebook_use": use})
+        self.codebook_use.append(use)
         self.model.grow(classes)
         steps = settings.steps if experience else settings.first_steps
         fit(
@@ -195,6 +207,9 @@ def with_rotations(images: TensorDataset, turns: int) -> TensorDataset:
 
 def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -> None:
     """Raises UserError where the settings do not fit each other or the stream's images."""
+    _check_ranges(tokenizer, var)
+    if tokenizer.scales != sorted(set(tokenizer.scales)):
+        raise UserError(f"tokenizer.scales is {tokenizer.scales}: give sides from small to large.")
     size = 2 ** (len(tokenizer.multipliers) - 1) * tokenizer.scales[-1]
     if size != stream.image_size:
         raise UserError(
@@ -202,18 +217,29 @@ def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -
             f"images of {stream.name} have {stream.image_size} px: the last scale times 2 for "
             "every multiplier but the first must equal it."
         )
-    if tokenizer.scales != sorted(set(tokenizer.scales)) or tokenizer.scales[0] < 1:
-        raise UserError(f"tokenizer.scales is {tokenizer.scales}: give sides from small to large.")
     if var.width % var.heads:
         raise UserError(f"var.heads is {var.heads}, which does not divide var.width {var.width}.")
-    if not 1 < tokenizer.vocabulary <= MOST_CODES:
-        raise UserError(
-            f"tokenizer.vocabulary is {tokenizer.vocabulary}: choose 2 to {MOST_CODES}."
-        )
+
+
+def _check_ranges(tokenizer: TokenizerConfig, var: VARConfig) -> None:
+    """Raises UserError for a number (or list of numbers) outside what its setting can mean."""
+    ranges = {
+        "vocabulary": (2, MOST_CODES),
+        "residual_blocks": (0, math.inf),
+        "weight_decay": (0, math.inf),
+        "drop_path": (0, 0.99),
+        "condition_dropout": (0, 0.99),
+        "lr": (1e-12, math.inf),
+    }
     for section, settings in (("tokenizer", tokenizer), ("var", var)):
-        for key in ("steps", "first_steps", "batch_size", "lr", "views", "depth", "adapter_rank"):
-            if getattr(settings, key, 1) <= 0:
-                raise UserError(f"{section}.{key} is {getattr(settings, key)}: give it above 0.")
+        for key, value in asdict(settings).items():
+            if isinstance(value, str | bool):
+                continue
+            low, high = ranges.get(key, (1, math.inf))
+            numbers = value if isinstance(value, list) else [value]
+            if not numbers or not all(low <= number <= high for number in numbers):
+                wanted = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+                raise UserError(f"{section}.{key} is {value}: choose {wanted}.")
 
 
 def build_tokenizer(settings: TokenizerConfig, image_channels: int) -> MultiScaleTokenizer:

@@ -26,7 +26,12 @@ def linear(x: Tensor, layer: nn.Linear, update: Tensor | None) -> Tensor:
 def modulate(x_BLD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
     """Layer normalisation whose scale and shift come from the class (AdaLN)."""
     normed = F.layer_norm(x_BLD, x_BLD.shape[-1:], eps=1e-6)
-    return normed * (1 + scale_B1D) + shift_B1D
+    return torch.addcmul(shift_B1D, normed, 1 + scale_B1D)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors along the last axis, scaled to length one."""
+    return x * x.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
 class Attention(nn.Module):
@@ -45,9 +50,9 @@ class Attention(nn.Module):
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = linear(x_BLD, self.qkv, updates.get("qkv")) + bias
         q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=self.heads)
-        q = F.normalize(q, dim=-1) * self.log_scale.clamp(max=math.log(100.0)).exp()
+        q = unit(q) * self.log_scale.clamp(max=math.log(100.0)).exp()
         attended = F.scaled_dot_product_attention(
-            q.to(v), F.normalize(k, dim=-1).to(v), v, attn_mask=mask_LL, scale=1.0
+            q.to(v), unit(k).to(v), v, attn_mask=mask_LL, scale=1.0
         )
         out = rearrange(attended, "b h l d -> b l (h d)")
         return linear(out, self.proj, updates.get("proj"))
@@ -78,17 +83,17 @@ class Block(nn.Module):
         modulation = linear(F.silu(condition_BD), self.adaln, updates.get("adaln"))
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation[:, None].chunk(6, dim=-1)
         attended = self.attention(modulate(x_BLD, scale1, shift1), mask_LL, updates)
-        x_BLD = x_BLD + self._drop(attended * gate1)
+        x_BLD = self._add(x_BLD, attended, gate1)
         h = linear(modulate(x_BLD, scale2, shift2), self.fc1, updates.get("fc1"))
         h = linear(F.gelu(h, approximate="tanh"), self.fc2, updates.get("fc2"))
-        return x_BLD + self._drop(h * gate2)
+        return self._add(x_BLD, h, gate2)
 
-    def _drop(self, x_BLD: Tensor) -> Tensor:
-        """Stochastic depth: in training, whole branches of single images are left out."""
-        if not self.training or self.drop_path == 0.0:
-            return x_BLD
-        keep = torch.rand(len(x_BLD), 1, 1, device=x_BLD.device) >= self.drop_path
-        return x_BLD * keep / (1 - self.drop_path)
+    def _add(self, x_BLD: Tensor, branch_BLD: Tensor, gate_B1D: Tensor) -> Tensor:
+        """x + gate * branch, with stochastic depth: in training, single images leave it out."""
+        if self.training and self.drop_path > 0.0:
+            keep = torch.rand(len(x_BLD), 1, 1, device=x_BLD.device) >= self.drop_path
+            gate_B1D = gate_B1D * keep / (1 - self.drop_path)
+        return torch.addcmul(x_BLD, branch_BLD, gate_B1D)
 
     @torch.no_grad()
     def _initialise(self, width: int, depth: int) -> None:

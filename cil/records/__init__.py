@@ -2,11 +2,12 @@
 
 from cil.records.files import write_bytes, write_json
 from cil.records.layout import RunView, read_runs
-from cil.records.run_record import RunRecord, finished_run, write_figure
+from cil.records.run_record import RunRecord, figure_bytes, finished_run, write_figure
 
 __all__ = [
     "RunRecord",
     "RunView",
+    "figure_bytes",
     "finished_run",
     "read_runs",
     "write_bytes",

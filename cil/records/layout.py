@@ -162,6 +162,7 @@ class RunView:
     seed: int
     config: dict[str, Any]
     stream: dict[str, Any]
+    environment: dict[str, Any]
     summary: dict[str, Any]
     matrix: FloatArray
     sizes: list[int]
@@ -199,6 +200,7 @@ def read_run(folder: Path) -> RunView:
         seed=int(folder.name.removeprefix("seed")),
         config=read_config(folder, progress),
         stream=read_stream(folder, progress),
+        environment=read_json(folder / ENVIRONMENT),
         summary=read_json(folder / SUMMARY),
         matrix=read_matrix(folder, progress),
         sizes=progress.test_sizes,

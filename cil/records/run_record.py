@@ -279,12 +279,17 @@ class RunRecord:
 
 def write_figure(path: Path, figure: "Figure") -> Path:
     """Write a figure as PNG under `path`, and as SVG beside it."""
-    vector, pixels = io.BytesIO(), io.BytesIO()
-    figure.savefig(vector, format="svg", metadata={"Date": None})
-    figure.savefig(pixels, format="png", dpi=150)
-    write_bytes(path.with_suffix(".svg"), vector.getvalue())
-    write_bytes(path, pixels.getvalue())
+    write_bytes(path.with_suffix(".svg"), figure_bytes(figure, "svg"))
+    write_bytes(path, figure_bytes(figure, "png"))
     return path
+
+
+def figure_bytes(figure: "Figure", kind: str) -> bytes:
+    """A figure as "svg" or "png", the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None} if kind == "svg" else {}
+    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    return buffer.getvalue()
 
 
 def finished_run(folder: Path, config: Mapping[str, Any]) -> RunView | None:

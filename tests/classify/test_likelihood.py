@@ -1,0 +1,194 @@
+"""Log-likelihoods against one forward a class, and the weights of the scales."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from cil.classify.likelihood import (
+    by_scale,
+    fit_scale_weights,
+    group_log_likelihoods,
+    token_log_likelihoods,
+)
+from cil.methods.var import build_model, build_tokenizer
+from cil.models.class_groups import Incremental
+from cil.models.tokenizer import MultiScaleTokenizer
+
+SIZES = [3, 2, 1]
+SCALES = (1, 2, 3, 4)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer_config) -> MultiScaleTokenizer:
+    torch.manual_seed(0)
+    return build_tokenizer(tiny_tokenizer_config, 1)
+
+
+@pytest.fixture(scope="module", params=["adapter", "copy"])
+def model(request, tiny_tokenizer_config, tiny_var_config, shake) -> Incremental:
+    """Three groups of different sizes, everything about them different."""
+    torch.manual_seed(0)
+    settings = replace(tiny_var_config, plasticity=request.param)
+    model = build_model(tiny_tokenizer_config, settings)
+    for classes in SIZES:
+        model.grow(classes)
+    shake(model)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def tokens(tokenizer, tiny_images) -> Tensor:
+    with torch.no_grad():
+        return tokenizer.tokenize(tiny_images[::8])
+
+
+@pytest.fixture(scope="module")
+def inputs(tokenizer, tokens) -> Tensor:
+    with torch.no_grad():
+        return tokenizer.var_input(tokens)
+
+
+@torch.no_grad()
+def naive(model: Incremental, tokens: Tensor, inputs: Tensor) -> Tensor:
+    """One image, one class, one token at a time -> (B, C, L)."""
+    result = torch.zeros(len(tokens), sum(SIZES), tokens.shape[1])
+    for image in range(len(tokens)):
+        label = 0
+        for group, classes in enumerate(SIZES):
+            for own in range(classes):
+                condition = model.groups.embeddings[group][own : own + 1]
+                adapter = model.groups.adapter(group)
+                logits = model.trunk(group)(inputs[image : image + 1], condition, adapter)[0]
+                for place, token in enumerate(tokens[image]):
+                    row = logits[place]
+                    result[image, label, place] = row[token] - row.exp().sum().log()
+                label += 1
+    return result
+
+
+def test_all_classes_equal_one_forward_a_class(model, tokens, inputs):
+    expected = naive(model, tokens, inputs)
+    assert expected.std(1).min() > 0.01  # the classes do differ, at every token
+    values = token_log_likelihoods(model, tokens, inputs)
+    torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
+    groups = [group_log_likelihoods(model, g, tokens, inputs) for g in range(3)]
+    assert [group.shape[1] for group in groups] == SIZES
+    assert torch.equal(torch.cat(groups, 1), values)
+
+
+def test_probabilities_of_one_token_sum_to_one(model, tokenizer, tokens, tiny_tokenizer_config):
+    vocabulary = tiny_tokenizer_config.vocabulary
+    for place in (0, 3, 9, 29):
+        choices = tokens[:1].repeat(vocabulary, 1)
+        choices[:, place] = torch.arange(vocabulary)
+        with torch.no_grad():
+            inputs = tokenizer.var_input(choices)
+        values = token_log_likelihoods(model, choices, inputs)[:, :, place]
+        assert values.max() < 0
+        assert values.std(0).min() > 0.1
+        torch.testing.assert_close(values.exp().sum(0), torch.ones(6), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("max_rows", [1, 4, 7, 10_000])
+def test_chunks_do_not_matter(model, tokens, inputs, max_rows):
+    for group in range(3):
+        whole = group_log_likelihoods(model, group, tokens, inputs)
+        chunked = group_log_likelihoods(model, group, tokens, inputs, max_rows=max_rows)
+        assert chunked.shape == whole.shape
+        torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
+
+
+def test_no_more_pairs_at_a_time_than_allowed(model, tokens, inputs):
+    rows = []
+    trunk = model.trunk(0)
+    handle = trunk.register_forward_hook(lambda _, arguments, __: rows.append(len(arguments[0])))
+    group_log_likelihoods(model, 0, tokens, inputs, max_rows=7)
+    handle.remove()
+    assert rows == [6, 6, 3]  # five images of three classes
+
+
+def test_a_later_group_does_not_touch_earlier_scores(
+    tiny_tokenizer_config, tiny_var_config, tokens, inputs, shake
+):
+    model = build_model(tiny_tokenizer_config, tiny_var_config)
+    model.grow(3)
+    shake(model)
+    model.eval()
+    before = token_log_likelihoods(model, tokens, inputs)
+    model.grow(2)
+    after = token_log_likelihoods(model, tokens, inputs)
+    assert after.shape[1] == 5
+    assert torch.equal(after[:, :3], before)
+
+
+def test_by_scale_sums_the_tokens_of_each():
+    values = torch.arange(2 * 3 * 14, dtype=torch.float32).view(2, 3, 14)
+    expected = torch.zeros(2, 3, 3)
+    for place, scale in enumerate([0] + [1] * 4 + [2] * 9):
+        expected[:, :, scale] += values[:, :, place]
+    assert torch.equal(by_scale(values, (1, 2, 3)), expected)
+
+
+def accuracy(values_BCK: Tensor, labels_B: Tensor, weights_K: Tensor) -> float:
+    return ((values_BCK @ weights_K).argmax(1) == labels_B).float().mean().item()
+
+
+def evidence(images: int, seed: int, strength: list[float], noise: list[float]) -> tuple:
+    """Scores of four classes: each scale speaks for the label, under noise of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (images,), generator=generator)
+    hits = functional.one_hot(labels, 4).float()[:, :, None]
+    random = torch.randn(images, 4, len(strength), generator=generator)
+    return hits * torch.tensor(strength) + random * torch.tensor(noise), labels
+
+
+NOISY = ([2.0, 1.0, 0.0, 0.0], [1.0, 1.0, 4.0, 8.0])  # the finer, the more noise
+
+
+def test_fitted_weights_raise_accuracy_where_fine_scales_are_noise():
+    weights = fit_scale_weights(*evidence(400, 0, *NOISY))
+    values, labels = evidence(2000, 1, *NOISY)  # others than it was fitted on
+    plain = accuracy(values, labels, torch.ones(4))
+    fitted = accuracy(values, labels, weights)
+    best = accuracy(values, labels, torch.tensor([2.0, 1.0, 0.0, 0.0]))
+    assert plain < 0.4 < 0.7 < best
+    assert fitted > best - 0.1
+    assert weights[0] > weights[1] > weights[2] > weights[3] > 0
+
+
+def test_weights_have_mean_one_whatever_the_scale_of_the_evidence():
+    values, labels = evidence(400, 0, *NOISY)
+    weights = fit_scale_weights(values, labels)
+    assert weights.dtype == torch.float32
+    assert weights.mean().item() == pytest.approx(1, abs=1e-6)
+    for factor in (0.05, 20.0):
+        torch.testing.assert_close(
+            fit_scale_weights(values * factor, labels), weights, atol=0.01, rtol=0.01
+        )
+
+
+def test_weights_stay_at_one_where_every_scale_separates():
+    """An easy first experience says nothing about which scale to trust."""
+    values, labels = evidence(200, 0, [50.0, 200.0, 800.0, 400.0], [1.0, 2.0, 9.0, 16.0])
+    assert accuracy(values, labels, torch.ones(4)) == 1
+    torch.testing.assert_close(fit_scale_weights(values, labels), torch.ones(4), atol=0.02, rtol=0)
+
+
+def test_a_stronger_prior_holds_the_weights_together():
+    values, labels = evidence(400, 0, *NOISY)
+    spreads = [fit_scale_weights(values, labels, prior).std() for prior in (0.01, 0.1, 10.0)]
+    assert spreads == sorted(spreads, reverse=True)
+    assert spreads[2] < 0.1 < spreads[1]
+
+
+def test_weights_can_be_fitted_where_nothing_else_takes_gradients(model, tokens, inputs):
+    with torch.inference_mode():
+        values = by_scale(token_log_likelihoods(model, tokens, inputs), SCALES)
+    labels = torch.tensor([0, 1, 2, 3, 4])
+    with torch.no_grad():
+        weights = fit_scale_weights(values, labels)
+    assert torch.equal(weights, fit_scale_weights(values, labels))
+    assert not weights.requires_grad

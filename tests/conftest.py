@@ -1,0 +1,86 @@
+"""What the model, method and protocol tests share: few real digits and models that learn in ms."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from cil.config import TokenizerConfig, TrainerConfig, VARConfig
+from cil.streams.digits import Images, digits
+from cil.streams.stream import Stream, build_stream
+
+CLASSES = 6
+
+
+def first_of_each(split: Images, count: int) -> Images:
+    """The first `count` images of each of the first classes."""
+    of_class = [[i for i, t in enumerate(split.targets) if t == c] for c in range(CLASSES)]
+    kept = [i for indices in of_class for i in indices[:count]]
+    return Images(split.images[kept], [split.targets[i] for i in kept])
+
+
+@pytest.fixture(scope="session")
+def tiny_stream() -> Stream:
+    """Six real digits in three experiences: 30 training images of each, 12 held out, 20 to test."""
+    source = digits(validation=0.15, augment=True, image_size=8)
+    splits = {"train": 30, "validation": 12, "test": 20}
+    images = {name: first_of_each(getattr(source, name), n) for name, n in splits.items()}
+    source = replace(source, class_names=source.class_names[:CLASSES], content="tiny", **images)
+    return build_stream(source, 3, (3, 0, 5, 1, 4, 2))
+
+
+@pytest.fixture(scope="session")
+def tiny_images(tiny_stream: Stream) -> Tensor:
+    """Test images of the first two classes (40, 1, 8, 8)."""
+    return torch.stack([image for image, _ in tiny_stream.experiences[0].test])
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer_config() -> TokenizerConfig:
+    # For digits at their native 8 px. A step's time is its number of convolutions.
+    return TokenizerConfig(
+        channels=8,
+        multipliers=[1, 1],
+        residual_blocks=0,
+        latent_channels=4,
+        vocabulary=16,
+        steps=15,
+        batch_size=16,
+        lr=5e-3,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_var_config() -> VARConfig:
+    return VARConfig(
+        depth=2,
+        width=16,
+        heads=2,
+        adapter_rank=2,
+        views=1,
+        first_steps=15,
+        steps=12,  # no multiple of the logging interval
+        batch_size=16,
+        lr=1e-2,
+    )
+
+
+@pytest.fixture(scope="session")
+def quiet_cpu() -> TrainerConfig:
+    return TrainerConfig(accelerator="cpu", progress=False)
+
+
+@pytest.fixture(scope="session")
+def shake() -> Callable[..., None]:
+    """Moves every parameter off its start, where gates are closed, and adapters and biases zero."""
+
+    @torch.no_grad()
+    def move(module: nn.Module, amount: float = 0.2, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in module.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter += amount * noise
+
+    return move

@@ -1,0 +1,168 @@
+"""The generative method: what learning reports, what scores are made of, what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from cil.config import TokenizerConfig, VARConfig
+from cil.errors import UserError
+from cil.methods.seeding import seed_all
+from cil.methods.var import VARMethod, check_settings, with_rotations
+from cil.streams.tokens import augmented_views
+
+
+@pytest.fixture(scope="module")
+def learned(tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu):
+    """A method after two experiences, and what it logged in each."""
+    # Enough steps to tell two digits apart.
+    tokenizer = replace(tiny_tokenizer_config, steps=60, vocabulary=32)
+    settings = replace(tiny_var_config, width=32, views=4, first_steps=120, steps=45)
+    seed_all(0)
+    method = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu)
+    rows: list[list[tuple[int, dict[str, float]]]] = []
+    tokenizers = []
+    for experience in tiny_stream.experiences[:2]:
+        rows.append([])
+        seed_all(0, experience.index)
+        method.learn(experience, lambda step, values: rows[-1].append((step, dict(values))))
+        tokenizers.append({n: v.clone() for n, v in method.tokenizer.state_dict().items()})
+    return method, rows, tokenizers
+
+
+def test_steps_count_through_tokenizer_and_trunk(learned):
+    _, (first, second), _ = learned
+    steps = {
+        name: [step for step, values in first if name in values]
+        for name in ("tokenizer/reconstruction", "tokenizer/codebook_use", "var/nats_a_token")
+    }
+    assert steps["tokenizer/reconstruction"] == list(range(9, 60, 10))
+    assert steps["tokenizer/codebook_use"] == [60]
+    assert steps["var/nats_a_token"] == list(range(69, 180, 10))
+    # The last step is logged though it is no multiple of ten: the stream counts by it.
+    assert [step for step, _ in second] == [0, 9, 19, 29, 39, 44]
+
+
+def test_the_loss_falls_in_both_experiences(learned):
+    _, rows, _ = learned
+    for experience in rows:
+        losses = [v["var/nats_a_token"] for _, v in experience if "var/nats_a_token" in v]
+        assert np.mean(losses[-2:]) < losses[0] - 0.05
+
+
+def test_the_tokenizer_is_frozen_after_the_first_experience(learned):
+    method, _, (first, second) = learned
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not any(p.requires_grad for p in method.tokenizer.parameters())
+    assert not method.tokenizer.training
+    assert not method.model.training
+
+
+def test_it_tells_the_first_two_digits_apart(learned, tiny_stream, tiny_images):
+    method, _, _ = learned
+    labels = torch.tensor(tiny_stream.experiences[0].test.targets)
+    two = method.scores(tiny_images)[:, :2]
+    assert (two.argmax(1) == labels).float().mean() > 0.9
+
+
+def test_scores_are_weighted_log_likelihoods_of_the_classes_seen(learned, tiny_images):
+    method, _, _ = learned
+    assert method.classes_seen == 4
+    values = method.scale_log_likelihoods(tiny_images)
+    assert values.shape == (40, 4, 4)  # images, classes, scales
+    assert values.max() < 0
+    weights = method.scale_weights_K
+    assert weights.mean().item() == pytest.approx(1, abs=1e-6)
+    assert weights.std() > 0.01
+    expected = sum(weights[k] * values[:, :, k] for k in range(4))
+    torch.testing.assert_close(method.scores(tiny_images), expected)
+    torch.testing.assert_close(method.log_likelihood(tiny_images), values.sum(-1))
+
+
+def test_scale_weights_can_be_switched_off(
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
+):
+    settings = replace(tiny_var_config, scale_weights=False)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    method.learn(tiny_stream.experiences[0], lambda step, values: None)
+    assert torch.equal(method.scale_weights_K, torch.ones(4))
+    torch.testing.assert_close(method.scores(tiny_images), method.log_likelihood(tiny_images))
+
+
+@pytest.mark.parametrize("rotations", [False, True])
+def test_turned_classes_leave_with_the_first_experience(
+    rotations, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
+):
+    settings = replace(tiny_var_config, rotations=rotations)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    method.learn(tiny_stream.experiences[0], lambda step, values: None)
+    assert method.classes_seen == 2
+    assert method.scores(tiny_images).shape == (40, 2)
+    assert method.size().likelihood_evaluations == 2
+
+
+def test_rotations_are_classes_of_their_own(tiny_stream):
+    images = augmented_views(tiny_stream.experiences[0].test, views=4)
+    seed_all(0)
+    turned = with_rotations(images, turns=4)
+    quarters = turned.tensors[1] // 2
+    assert torch.equal(turned.tensors[1] % 2, images.tensors[1])
+    assert sorted(quarters.unique().tolist()) == [0, 1, 2, 3]
+    for image, quarter, original in zip(
+        turned.tensors[0], quarters, images.tensors[0], strict=True
+    ):
+        expected = original
+        for _ in range(int(quarter)):
+            expected = expected.transpose(1, 2).flip(1)
+        assert torch.equal(image, expected)
+
+
+def test_one_turn_is_none():
+    images = TensorDataset(torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]))
+    assert with_rotations(images, turns=1) is images
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "var", "message"),
+    [
+        ({"scales": [1, 2, 3]}, {}, "6 px"),
+        ({"multipliers": [1, 1, 1]}, {}, "16 px"),
+        ({"scales": [1, 3, 2, 4]}, {}, "tokenizer.scales"),
+        ({"scales": [1, 2, 2, 4]}, {}, "tokenizer.scales"),
+        ({"scales": [0, 2, 4]}, {}, "tokenizer.scales"),
+        ({"vocabulary": 1}, {}, "tokenizer.vocabulary"),
+        ({"vocabulary": 32769}, {}, "tokenizer.vocabulary"),
+        ({"steps": 0}, {}, "tokenizer.steps"),
+        ({}, {"heads": 5}, "var.heads"),
+        ({}, {"views": 0}, "var.views"),
+        ({}, {"lr": -1.0}, "var.lr"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    tiny_stream, tiny_tokenizer_config, tokenizer, var, message
+):
+    with pytest.raises(UserError, match=message):
+        check_settings(
+            tiny_stream, replace(tiny_tokenizer_config, **tokenizer), replace(VARConfig(), **var)
+        )
+
+
+def test_the_shipped_settings_fit(tiny_stream):
+    check_settings(replace(tiny_stream, image_size=16), TokenizerConfig(), VARConfig())
+
+
+@pytest.mark.parametrize("steps", [1, 10, 11])
+def test_any_number_of_steps_can_be_learned(
+    steps, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
+):
+    tokenizer = replace(tiny_tokenizer_config, steps=steps)
+    settings = replace(tiny_var_config, first_steps=steps)
+    method = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu)
+    logged: list[int] = []
+    method.learn(tiny_stream.experiences[0], lambda step, values: logged.append(step))
+    assert max(logged) == 2 * steps - 1
+    scores: Tensor = method.scores(tiny_images)
+    assert scores.isfinite().all()

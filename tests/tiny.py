@@ -1,0 +1,16 @@
+"""The whole command in seconds: the settings that the tests of whole commands share."""
+
+TINY = [
+    "--tokenizer.steps=5",
+    "--tokenizer.channels=4",
+    "--var.first_steps=5",
+    "--var.steps=5",
+    "--var.views=1",
+    "--var.depth=1",
+    "--var.width=16",
+    "--var.heads=2",
+    "--discriminative.epochs=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.progress=false",
+    "--wandb.mode=disabled",
+]
