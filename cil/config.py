@@ -57,7 +57,7 @@ class VARConfig:
 
     plasticity: Literal["embedding", "adapter", "trunk", "copy"] = "adapter"
     """What a later class group may change: its embedding, also an adapter, the trunk, or a copy."""
-    depth: int = 4
+    depth: int = 3
     """Transformer blocks."""
     width: int = 96
     """Features a token."""
@@ -75,7 +75,7 @@ class VARConfig:
     """Optimiser steps of the first experience, which trains the trunk."""
     steps: int = 300
     """Optimiser steps of every later experience."""
-    batch_size: int = 32
+    batch_size: int = 24
     """Token maps a step."""
     lr: float = 8.0e-3
     """Peak learning rate (AdamW, one cycle)."""

@@ -4,6 +4,7 @@ Architecture of VQGAN as VAR uses it (arXiv 2404.02905, section 4): residual blo
 attention at the coarsest one, a factor of two between levels.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """32 groups as published; one channel a group where a small model has fewer channels."""
-    return nn.GroupNorm(min(32, channels), channels, eps=1e-6)
+    """32 groups as published; fewer where a small model's channels do not divide into them."""
+    return nn.GroupNorm(math.gcd(32, channels), channels, eps=1e-6)
 
 
 class ResidualBlock(nn.Module):
@@ -107,9 +108,9 @@ class Encoder(nn.Module):
         for level, width in enumerate(widths):
             coarsest = level == len(widths) - 1
             self.layers.extend(_level(residual_blocks, previous, width, coarsest))
+            previous = width if residual_blocks else previous  # only a block changes the width
             if not coarsest:
-                self.layers.append(Downsample(width))
-            previous = width
+                self.layers.append(Downsample(previous))
         self.layers.extend(_middle(previous))
         self.norm_out = group_norm(previous)
         self.conv_out = nn.Conv2d(previous, latent_channels, 3, padding=1)

@@ -13,7 +13,7 @@ from cil.classify.likelihood import (
     group_log_likelihoods,
     token_log_likelihoods,
 )
-from cil.methods.var import build_model, build_tokenizer
+from cil.methods.var_parts import build_model, build_tokenizer
 from cil.models.class_groups import Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
 

@@ -11,7 +11,7 @@ from cil.config import TokenizerConfig
 from cil.methods.seeding import seed_all
 from cil.methods.tokenizer import TokenizerModule, codebook_use
 from cil.methods.training import fit
-from cil.methods.var import build_tokenizer
+from cil.methods.var_parts import build_tokenizer
 from cil.models.tokenizer import MultiScaleTokenizer
 from cil.streams.tokens import augmented_views, shuffled_batches
 

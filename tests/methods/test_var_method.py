@@ -11,7 +11,8 @@ from torch.utils.data import TensorDataset
 from cil.config import TokenizerConfig, VARConfig
 from cil.errors import UserError
 from cil.methods.seeding import seed_all
-from cil.methods.var import VARMethod, check_settings, with_rotations
+from cil.methods.var import VARMethod, with_rotations
+from cil.methods.var_parts import check_settings
 from cil.streams.tokens import augmented_views
 
 
