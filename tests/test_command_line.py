@@ -250,7 +250,7 @@ def test_help_of_an_experiment_holds_every_setting_its_sentence_and_its_value(
     text = " ".join(capsys.readouterr().out.split())
     for setting in ("--var.depth", "--seeds", "--fresh", "--print_config", "--stream.class_order"):
         assert setting in text
-    assert "Transformer blocks. (type: int, default: 4)" in text
+    assert "Transformer blocks. (type: int, default: 3)" in text
     assert "(type: list[int], default: [1, 2, 3, 4])" in text
 
 
