@@ -19,6 +19,8 @@ from cil.records import RunRecord
 from cil.streams.stream import Stream
 from cil.tracking import Tracker
 
+pytestmark = pytest.mark.integration  # every test trains something
+
 SEED = 3
 TIMES = {"training_seconds", "milliseconds_an_image"}
 

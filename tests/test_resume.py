@@ -114,7 +114,7 @@ def processes() -> Iterator[ForkServerContext]:
 def exit_code(processes: ForkServerContext, runs: Path, moment: Moment | None = None) -> int | None:
     process = processes.Process(target=whole_command, args=(runs, moment))
     process.start()
-    process.join(timeout=120)
+    process.join(timeout=600)
     if process.is_alive():
         process.kill()
     return process.exitcode

@@ -135,9 +135,9 @@ def test_a_hanging_call_holds_nobody_up(call: str, caplog: pytest.LogCaptureFixt
     tracker = Tracker(lambda: run, patience=0.2)
     for step in range(1000):
         tracker.log_step(step, {"train/loss": 0.3})
-    assert time.monotonic() - began < 1  # a thousandth of a second each on a busy machine
+    assert time.monotonic() - began < 10  # a hundredth of a second each on a starved machine
     use(tracker)
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 20  # the call itself would hang for ever
     assert len(caplog.records) == 1
     assert "did not finish in time" in caplog.text
 
@@ -340,10 +340,10 @@ def test_online_without_network_or_account_goes_on_offline(network: str, tmp_pat
         command = [sys.executable, "-c", ONLINE, str(tmp_path), str(Path(__file__).parent)]
         began = time.monotonic()
         result = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=90
+            command, env=environment, capture_output=True, text=True, check=True, timeout=170
         )
         seconds = time.monotonic() - began
-    assert seconds < {"none": 20, "no account": 20}.get(network, 45)
+    assert seconds < 120  # two runs: on its own, W&B waits 90 s and more for each
     lines = (result.stdout + result.stderr).splitlines()
     assert len([line for line in lines if "goes on offline" in line]) == 1, lines
     assert len(lines) == 1, lines

@@ -13,6 +13,8 @@ from cil.methods.seeding import seed_all
 from cil.streams.digits import digits
 from cil.streams.stream import Stream, build_stream, class_order
 
+pytestmark = pytest.mark.integration  # every test trains something
+
 METHODS = ["finetune", "replay", "joint"]
 CPU = torch.device("cpu")
 

@@ -14,6 +14,8 @@ from cil.methods.var import VARMethod, VARModule
 from cil.methods.var_parts import build_model
 from cil.models.class_groups import NULL_CLASS, ClassGroups, Incremental
 
+pytestmark = pytest.mark.integration  # three experiences for each plasticity
+
 PLASTICITIES = ["embedding", "adapter", "trunk", "copy"]
 FORGETTING = "trunk"
 
