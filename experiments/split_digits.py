@@ -5,7 +5,7 @@
 The four plasticities of VAR against a network that is merely trained on (finetune), one that keeps
 200 images (replay), and one retrained on everything (joint). Expected: last accuracy near 97 % for
 adapter and copy with no image stored, near 20 % for finetune, near 98 % for joint. About 25
-minutes on two CPU cores; interrupted, it goes on where it stopped.
+minutes on two idle CPU cores; interrupted, it goes on where it stopped.
 
 The setting (class-incremental, generative against discriminative, nothing stored) is that of van de
 Ven et al. 2021, "Class-incremental learning with generative classifiers", on smaller images.
