@@ -4,6 +4,7 @@ Its methods learn its stream one class group at a time; one table, the records a
 out. The same line resumes what was interrupted and shows what is finished.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -48,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, head or less, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, SystemExit) as end:
         # Lightning turns an interrupt into an exit of its own.
         if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
