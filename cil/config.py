@@ -33,7 +33,7 @@ class TokenizerConfig:
     """Channels of the encoder's and decoder's finest level."""
     multipliers: list[int] = field(default_factory=lambda: [1, 2, 2])
     """Width of each level in units of channels; every level but the first halves the side."""
-    residual_blocks: int = 1
+    residual_blocks: int = 0
     """Residual blocks a level."""
     latent_channels: int = 8
     """Channels of a code vector."""
@@ -56,12 +56,12 @@ class VARConfig:
     """The class-conditional VAR and how its class groups learn."""
 
     plasticity: Literal["embedding", "adapter", "trunk", "copy"] = "adapter"
-    """What a later class group may change: its embedding, also an adapter, the trunk, or a copy."""
+    """What a class group may change: its embedding, also an adapter, the trunk, or a copy of it."""
     depth: int = 3
     """Transformer blocks."""
-    width: int = 96
+    width: int = 64
     """Features a token."""
-    heads: int = 4
+    heads: int = 2
     """Attention heads a block; must divide width."""
     drop_path: float = 0.0
     """Stochastic depth of the last block in training."""
@@ -72,9 +72,9 @@ class VARConfig:
     views: int = 24
     """Augmented views of each training image, tokenized once and cached."""
     first_steps: int = 500
-    """Optimiser steps of the first experience, which trains the trunk."""
+    """Optimiser steps of the trunk, which learns before the first class group."""
     steps: int = 300
-    """Optimiser steps of every later experience."""
+    """Optimiser steps of every class group."""
     batch_size: int = 24
     """Token maps a step."""
     lr: float = 8.0e-3
@@ -87,6 +87,10 @@ class VARConfig:
     """Whether the trunk's first images are also learned turned by quarters, as extra classes."""
     scale_weights: bool = True
     """Whether classification weights the scales (fitted on held-out images of experience 0)."""
+    smoothing_samples: int = 4
+    """Copies of an image whose log-likelihoods are averaged, the clean one counted; 1: none."""
+    smoothing_sigma: float = 0.04
+    """Standard deviation of the noise on the tokenizer's latents of the other copies."""
 
 
 @dataclass

@@ -4,14 +4,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor
 
-from cil.methods.training import one_cycle
+from cil.methods.training import LoggedModule, one_cycle
 from cil.models.tokenizer import MultiScaleTokenizer
 
 
-class TokenizerModule(LightningModule):
+class TokenizerModule(LoggedModule):
     """Fits a `MultiScaleTokenizer` on batches (images, ...).
 
     The codebook is an exponential moving average of the vectors matched to each code (van den Oord
@@ -36,8 +35,11 @@ class TokenizerModule(LightningModule):
         quantised = self.tokenizer.quantise(self.tokenizer.encode(images))
         reconstruction = F.mse_loss(self.tokenizer.decode_latents(quantised.latents_BZhw), images)
         self._follow(quantised.pooled_NZ, quantised.matches_N)
-        self.log("tokenizer/reconstruction", reconstruction, prog_bar=True)
-        self.log("tokenizer/commitment", quantised.loss)
+        values = {
+            "tokenizer/reconstruction": reconstruction,
+            "tokenizer/commitment": quantised.loss,
+        }
+        self.record(values, show="tokenizer/reconstruction")
         return reconstruction + quantised.loss
 
     @torch.no_grad()

@@ -4,15 +4,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from cil.classify.likelihood import by_scale, fit_scale_weights, token_log_likelihoods
+from cil.classify.likelihood import (
+    by_scale,
+    fit_scale_weights,
+    noisy_copies,
+    token_log_likelihoods,
+)
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.tokenizer import TokenizerModule, codebook_use
-from cil.methods.training import fit, one_cycle
+from cil.methods.training import LoggedModule, fit, one_cycle
 from cil.methods.var_parts import build_model, build_tokenizer, check_settings
 from cil.models.class_groups import NULL_CLASS, Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
@@ -20,7 +24,7 @@ from cil.streams.stream import Experience, Stream
 from cil.streams.tokens import augmented_views, shuffled_batches, token_maps
 
 
-class VARModule(LightningModule):
+class VARModule(LoggedModule):
     """Fits the newest class group of `model` on batches (cached tokens (B, L), labels (B,))."""
 
     def __init__(
@@ -46,7 +50,7 @@ class VARModule(LightningModule):
         trunk, adapter = self.model.trunk(group), self.model.groups.adapter(group)
         logits_BLV = trunk(inputs_BLZ, condition_BD, adapter)
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
-        self.log("var/nats_a_token", loss, prog_bar=True)
+        self.record({"var/nats_a_token": loss}, show="var/nats_a_token")
         return loss
 
     def configure_optimizers(self) -> Any:
@@ -83,37 +87,51 @@ class VARMethod:
         return self.model.groups.classes
 
     def learn(self, experience: Experience, log: StepLog) -> None:
-        """Learn one class group; the first one also teaches the tokenizer and the trunk."""
+        """Learn one class group; the first one teaches the tokenizer and the trunk beforehand."""
         images = augmented_views(experience.train, self.settings.views)
-        if experience.index > 0:
-            self._learn_group(images, experience.index, log, len(experience.labels))
-            return
-        turned = 4 if self.settings.rotations else 1
-        images = with_rotations(images, turned)
-        self._learn_tokenizer(images, log)
-        self._learn_group(images, 0, log, turned * len(experience.labels))
-        if self.settings.scale_weights:
-            held_out = with_rotations(augmented_views(experience.validation, views=1), turned)
-            values_BCK = self.scale_log_likelihoods(held_out.tensors[0])
-            self.scale_weights_K = fit_scale_weights(values_BCK, held_out.tensors[1])
-        self.model.groups.drop(group=0, keep=len(experience.labels))
+        steps_before = 0
+        if experience.index == 0:
+            turns = 4 if self.settings.rotations else 1
+            turned = with_rotations(images, turns)
+            self._learn_tokenizer(turned, log)
+            self._learn_trunk(turned, turns * len(experience.labels), log)
+            if self.settings.scale_weights:
+                self._fit_scale_weights(
+                    with_rotations(augmented_views(experience.validation, 1), turns)
+                )
+            steps_before = self.tokenizer_settings.steps + self.settings.first_steps
+        tokens = token_maps(images, self.tokenizer.tokenize)
+        use = codebook_use(tokens.tensors[0], self.tokenizer_settings.vocabulary)
+        log(steps_before, {"tokenizer/codebook_use": use})
+        self.codebook_use.append(use)
+        self.model.grow(len(experience.labels))
+        title = f"{self.name} experience {experience.index + 1}/{self.experiences}"
+        self._fit(tokens, self.settings.steps, title, log, steps_before)
 
     def scale_log_likelihoods(self, images: Tensor) -> Tensor:
         """images (B, channels, H, W) -> log p(scale's tokens | coarser ones, class) (B, C, K)."""
-        self.tokenizer.to(images.device)
-        self.model.to(images.device)
-        with torch.inference_mode():
-            tokens_BL = self.tokenizer.tokenize(images)
-            inputs_BLZ = self.tokenizer.var_input(tokens_BL)
-            values_BCL = token_log_likelihoods(self.model, tokens_BL, inputs_BLZ)
-        return by_scale(values_BCL, self.tokenizer.scales)
+        return self._of_copies(images, samples=1)
 
     def log_likelihood(self, images: Tensor) -> Tensor:
-        """log p(image's tokens | class), unweighted -> (B, classes seen)."""
+        """log p(image's tokens | class), neither weighted nor smoothed -> (B, classes seen)."""
         return self.scale_log_likelihoods(images).sum(-1)
 
     def scores(self, images: Tensor) -> Tensor:
-        return self.scale_log_likelihoods(images) @ self.scale_weights_K.to(images.device)
+        values_BCK = self._of_copies(images, self.settings.smoothing_samples)
+        return values_BCK @ self.scale_weights_K.to(images.device)
+
+    @torch.inference_mode()
+    def _of_copies(self, images: Tensor, samples: int) -> Tensor:
+        """`scale_log_likelihoods`, averaged over noisy copies of each image."""
+        self.tokenizer.to(images.device)
+        self.model.to(images.device)
+        latents, values = self.tokenizer.encode(images), []
+        for copy in noisy_copies(latents, samples, self.settings.smoothing_sigma):
+            tokens_BL = self.tokenizer.quantise(copy).tokens_BL
+            inputs_BLZ = self.tokenizer.var_input(tokens_BL)
+            values_BCL = token_log_likelihoods(self.model, tokens_BL, inputs_BLZ)
+            values.append(by_scale(values_BCL, self.tokenizer.scales))
+        return torch.stack(values).mean(0)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -139,7 +157,7 @@ class VARMethod:
     def size(self) -> MethodSize:
         modules = (self.tokenizer, self.model)
         parameters = sum(p.numel() for m in modules for p in m.parameters())
-        return MethodSize(parameters, 0, self.classes_seen)
+        return MethodSize(parameters, 0, self.classes_seen * self.settings.smoothing_samples)
 
     def facts(self) -> dict[str, float]:
         """Codebook use in the first and the last experience, and the weight of each scale."""
@@ -160,27 +178,32 @@ class VARMethod:
         )
         self._freeze_tokenizer()
 
-    def _learn_group(
-        self, images: TensorDataset, experience: int, log: StepLog, classes: int
-    ) -> None:
-        settings, first_step = self.settings, 0 if experience else self.tokenizer_settings.steps
+    def _learn_trunk(self, images: TensorDataset, classes: int, log: StepLog) -> None:
+        self.model.start(classes)
         tokens = token_maps(images, self.tokenizer.tokenize)
-        use = codebook_use(tokens.tensors[0], self.tokenizer_settings.vocabulary)
-        log(first_step, {"tokenizer/codebook_use": use})
-        self.codebook_use.append(use)
-        self.model.grow(classes)
-        steps = settings.steps if experience else settings.first_steps
+        steps, before = self.settings.first_steps, self.tokenizer_settings.steps
+        self._fit(tokens, steps, f"{self.name} trunk", log, before)
+
+    def _fit(
+        self, tokens: TensorDataset, steps: int, title: str, log: StepLog, first_step: int
+    ) -> None:
+        """Train what the model lets learn now."""
         fit(
-            VARModule(self.model, self.tokenizer, settings, steps),
-            shuffled_batches(tokens, settings.batch_size),
+            VARModule(self.model, self.tokenizer, self.settings, steps),
+            shuffled_batches(tokens, self.settings.batch_size),
             steps=steps,
-            title=f"{self.name} experience {experience + 1}/{self.experiences}",
+            title=title,
             settings=self.trainer,
             log=log,
             first_step=first_step,
             clip=2.0,
         )
         self.model.eval()
+
+    def _fit_scale_weights(self, held_out: TensorDataset) -> None:
+        images, labels = held_out.tensors
+        values_BCK = self._of_copies(images, self.settings.smoothing_samples)
+        self.scale_weights_K = fit_scale_weights(values_BCK, labels)
 
     def _freeze_tokenizer(self) -> None:
         self.tokenizer.eval().requires_grad_(False)

@@ -34,6 +34,7 @@ def _check_ranges(tokenizer: TokenizerConfig, var: VARConfig) -> None:
         "vocabulary": (2, MOST_CODES),
         "residual_blocks": (0, math.inf),
         "weight_decay": (0, math.inf),
+        "smoothing_sigma": (0, math.inf),
         "drop_path": (0, 0.99),
         "condition_dropout": (0, 0.99),
         "lr": (1e-12, math.inf),

@@ -83,9 +83,10 @@ class ClassGroups(nn.Module):
         self.embeddings.append(nn.Parameter(self.null.detach() + 0.02 * noise))
         self.adapters.append(nn.Identity() if adapter is None else adapter.to(self.null.device))
 
-    def drop(self, group: int, keep: int) -> None:
-        """Forget all but the first `keep` classes of a group."""
-        self.embeddings[group] = nn.Parameter(self.embeddings[group].detach()[:keep].clone())
+    def clear(self) -> None:
+        """Forget every group; the null embedding stays."""
+        self.embeddings = nn.ParameterList()
+        self.adapters = nn.ModuleList()
 
     def adapter(self, group: int) -> Adapter | None:
         adapter = self.adapters[group]
@@ -110,7 +111,10 @@ class Incremental(nn.Module):
 
     embedding: its own embeddings only. adapter: also a low-rank update of the trunk, used for this
     group alone. trunk: the one trunk keeps learning (the case that can forget). copy: a trunk of
-    its own, started from the first (memory grows). The first group always trains everything.
+    its own, started from the first (memory grows).
+
+    The trunk itself learns before the first group, with classes that are forgotten again
+    (`start`): the first group is then served like every other, neither worse nor better.
     """
 
     def __init__(
@@ -122,31 +126,39 @@ class Incremental(nn.Module):
         adapter_everywhere: bool,
     ) -> None:
         super().__init__()
-        self.trunks = nn.ModuleList([trunk])  # one, or with `copy` one a group
+        self.trunks = nn.ModuleList([trunk])  # the one that learned first; `copy` adds one a group
         self.groups = ClassGroups(width)
         self.plasticity = plasticity
         self.adapter_rank = adapter_rank
         self.adapter_everywhere = adapter_everywhere
+        self.starting = False  # whether the one group there is only teaches the trunk
+
+    def start(self, classes: int) -> None:
+        """Let the trunk learn from `classes` classes, which the first `grow` forgets."""
+        self.starting = True
+        self.groups.grow(classes)
 
     def grow(self, classes: int) -> None:
         """Add a class group. Only what it may change requires a gradient afterwards."""
-        if len(self.groups) == 0:
-            self.groups.grow(classes)
-            return
+        if self.starting:
+            self.starting = False
+            self.groups.clear()
         adapter = None
         if self.plasticity != "trunk":
             self.requires_grad_(False)
         if self.plasticity == "adapter":
-            adapter = self.trunk(0).new_adapter(self.adapter_rank, self.adapter_everywhere)
+            adapter = self.trunks[0].new_adapter(  # type: ignore[operator]
+                self.adapter_rank, self.adapter_everywhere
+            )
         if self.plasticity == "copy":
             self.trunks.append(deepcopy(self.trunks[0]).requires_grad_(True))
         self.groups.grow(classes, adapter)
 
     def trunk(self, group: int) -> Any:
         """The trunk that serves a group."""
-        return self.trunks[group if len(self.trunks) > 1 else 0]
+        return self.trunks[group + 1 if len(self.trunks) > 1 else 0]
 
     @property
     def trains_null(self) -> bool:
         """Whether condition dropout has anything to teach: the trunk itself is learning."""
-        return len(self.groups) == 1 or self.plasticity == "trunk"
+        return self.starting or self.plasticity == "trunk"

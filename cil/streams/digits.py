@@ -44,9 +44,9 @@ class Jitter:
         # Without a fill, what comes in from outside is 0: the background, once that is moved there.
         # A fill of -1 would leave a grey rim (torchvision blends it in twice).
         self.affine = v2.RandomAffine(
-            degrees=12,
-            translate=(0.08, 0.08),
-            scale=(0.9, 1.1),
+            degrees=7,
+            translate=(0.04, 0.04),
+            scale=(0.95, 1.05),
             interpolation=InterpolationMode.BILINEAR,
             fill=None,
         )

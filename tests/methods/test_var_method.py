@@ -41,16 +41,20 @@ def test_steps_count_through_tokenizer_and_trunk(learned):
         for name in ("tokenizer/reconstruction", "tokenizer/codebook_use", "var/nats_a_token")
     }
     assert steps["tokenizer/reconstruction"] == list(range(9, 60, 10))
-    assert steps["tokenizer/codebook_use"] == [60]
-    assert steps["var/nats_a_token"] == list(range(69, 180, 10))
+    assert steps["tokenizer/codebook_use"] == [180]
+    # 120 steps of the trunk, then 45 of the first group.
+    assert steps["var/nats_a_token"] == [*range(69, 180, 10), 189, 199, 209, 219, 224]
     # The last step is logged though it is no multiple of ten: the stream counts by it.
     assert [step for step, _ in second] == [0, 9, 19, 29, 39, 44]
 
 
 def test_the_loss_falls_in_both_experiences(learned):
     _, rows, _ = learned
-    for experience in rows:
-        losses = [v["var/nats_a_token"] for _, v in experience if "var/nats_a_token" in v]
+    first, second = (
+        [v["var/nats_a_token"] for _, v in experience if "var/nats_a_token" in v]
+        for experience in rows
+    )
+    for losses in (first[:12], second):  # the trunk's, the second group's
         assert np.mean(losses[-2:]) < losses[0] - 0.05
 
 
@@ -78,15 +82,32 @@ def test_scores_are_weighted_log_likelihoods_of_the_classes_seen(learned, tiny_i
     weights = method.scale_weights_K
     assert weights.mean().item() == pytest.approx(1, abs=1e-6)
     assert weights.std() > 0.01
-    expected = sum(weights[k] * values[:, :, k] for k in range(4))
-    torch.testing.assert_close(method.scores(tiny_images), expected)
     torch.testing.assert_close(method.log_likelihood(tiny_images), values.sum(-1))
+    expected = sum(weights[k] * values[:, :, k] for k in range(4))
+    smoothed = method.settings
+    method.settings = replace(smoothed, smoothing_samples=1)
+    torch.testing.assert_close(method.scores(tiny_images), expected)
+    method.settings = replace(smoothed, smoothing_samples=3, smoothing_sigma=0.0)
+    torch.testing.assert_close(method.scores(tiny_images), expected)
+    method.settings = smoothed
+
+
+def test_smoothing_averages_the_log_likelihoods_of_noisy_copies(learned, tiny_images):
+    method, _, _ = learned
+    settings = method.settings
+    method.settings = replace(settings, smoothing_samples=3, smoothing_sigma=0.3)
+    scores = method.scores(tiny_images)
+    assert (scores - method.log_likelihood(tiny_images)).abs().max() > 0.1
+    # A score depends on its image alone, and asking again gives it again.
+    torch.testing.assert_close(method.scores(tiny_images[5:7]), scores[5:7])
+    assert torch.equal(method.scores(tiny_images), scores)
+    method.settings = settings
 
 
 def test_scale_weights_can_be_switched_off(
     tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
 ):
-    settings = replace(tiny_var_config, scale_weights=False)
+    settings = replace(tiny_var_config, scale_weights=False, smoothing_samples=1)
     method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
     method.learn(tiny_stream.experiences[0], lambda step, values: None)
     assert torch.equal(method.scale_weights_K, torch.ones(4))
@@ -102,7 +123,7 @@ def test_turned_classes_leave_with_the_first_experience(
     method.learn(tiny_stream.experiences[0], lambda step, values: None)
     assert method.classes_seen == 2
     assert method.scores(tiny_images).shape == (40, 2)
-    assert method.size().likelihood_evaluations == 2
+    assert method.size().likelihood_evaluations == 2 * settings.smoothing_samples
 
 
 def test_rotations_are_classes_of_their_own(tiny_stream):
@@ -160,10 +181,10 @@ def test_any_number_of_steps_can_be_learned(
     steps, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
 ):
     tokenizer = replace(tiny_tokenizer_config, steps=steps)
-    settings = replace(tiny_var_config, first_steps=steps)
+    settings = replace(tiny_var_config, first_steps=steps, steps=steps)
     method = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu)
     logged: list[int] = []
     method.learn(tiny_stream.experiences[0], lambda step, values: logged.append(step))
-    assert max(logged) == 2 * steps - 1
+    assert max(logged) == 3 * steps - 1
     scores: Tensor = method.scores(tiny_images)
     assert scores.isfinite().all()

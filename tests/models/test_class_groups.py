@@ -105,12 +105,12 @@ def test_a_later_group_does_learn(learned, later):
     before, after = learned.after[later - 1].parameters, learned.after[later].parameters
     own = f"groups.embeddings.{later}"
     assert own in set(after) - set(before)
-    assert (after[own] - before["groups.null"]).square().mean().sqrt() > 0.035
+    assert (after[own] - before["groups.null"]).square().mean().sqrt() > 0.026
 
 
 def test_each_plasticity_adds_what_it_may_change(learned):
     own = set(learned.after[2].parameters) - set(learned.after[1].parameters)
-    kinds = {name.split(".2")[0].split(".places")[0] for name in own}
+    kinds = {name.split(".2")[0].split(".3")[0] for name in own}  # the first trunk is extra
     expected = {"adapter": {"groups.adapters"}, "copy": {"trunks"}}
     assert kinds == {"groups.embeddings"} | expected.get(learned.method.settings.plasticity, set())
 
@@ -126,8 +126,8 @@ def test_what_a_later_group_adds_learns_as_a_whole(learned):
         assert len(ups) == 2 * 5 + 3
         assert all(up.abs().max() > 0 for up in ups.values())
     elif plasticity == "copy":
-        copied = {n: p for n, p in last.items() if n.startswith("trunks.2")}
-        first = {n: last[n.replace("trunks.2", "trunks.0")] for n in copied}
+        copied = {n: p for n, p in last.items() if n.startswith("trunks.3")}
+        first = {n: last[n.replace("trunks.3", "trunks.0")] for n in copied}
         assert [n for n, p in copied.items() if torch.equal(p, first[n])] == []
 
 
@@ -139,8 +139,8 @@ def test_the_optimiser_holds_the_newest_group_alone(
     settings = replace(tiny_var_config, plasticity=plasticity, adapter_layers=everywhere)
     model = build_model(tiny_tokenizer_config, settings)
     names: list[set[str]] = []
-    for _ in range(3):
-        model.grow(2)
+    for index in range(4):
+        model.start(8) if index == 0 else model.grow(2)
         of = {id(p): name for name, p in model.named_parameters()}
         optimiser = VARModule(model, None, settings, 100).configure_optimizers()["optimizer"]
         held = [of[id(p)] for group in optimiser.param_groups for p in group["params"]]
@@ -148,20 +148,20 @@ def test_the_optimiser_holds_the_newest_group_alone(
         names.append(set(held))
     everything = {n for n in of.values() if n.startswith(("trunks.0", "groups.embeddings.0"))}
     assert names[0] == everything | {"groups.null"}
-    for later in (1, 2):
-        expected = {f"groups.embeddings.{later}"}
+    for group in range(3):
+        expected = {f"groups.embeddings.{group}"}
         if plasticity == "trunk":
             expected |= {n for n in of.values() if n.startswith("trunks.")} | {"groups.null"}
-        own = (f"groups.adapters.{later}.", f"trunks.{later}.")
+        own = (f"groups.adapters.{group}.", f"trunks.{group + 1}.")
         expected |= {n for n in of.values() if n.startswith(own)}
-        assert names[later] == expected
-        has_own = {"adapter": "groups.adapters", "copy": "trunks"}.get(plasticity)
-        assert has_own is None or any(n.startswith(f"{has_own}.{later}.") for n in expected)
+        assert names[group + 1] == expected
+        has_own = {"adapter": own[0], "copy": own[1]}.get(plasticity)
+        assert has_own is None or any(n.startswith(has_own) for n in expected)
 
 
 def test_only_matrices_of_layers_decay(tiny_tokenizer_config, tiny_var_config):
     model = build_model(tiny_tokenizer_config, tiny_var_config)
-    model.grow(2)
+    model.start(2)
     optimiser = VARModule(model, None, tiny_var_config, 100).configure_optimizers()["optimizer"]
     decayed = {id(p) for g in optimiser.param_groups if g["weight_decay"] for p in g["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in decayed}
@@ -193,7 +193,8 @@ def test_size_counts_every_parameter_kept(learned):
     size = learned.method.size()
     counted = [value.numel() for value in learned.after[2].parameters.values()]
     assert size.parameters == sum(counted)
-    assert (size.stored_images, size.likelihood_evaluations) == (0, 6)
+    copies = learned.method.settings.smoothing_samples
+    assert (size.stored_images, size.likelihood_evaluations) == (0, 6 * copies)
 
 
 def test_labels_and_conditions_count_in_order_of_arrival():
@@ -219,28 +220,36 @@ def test_new_embeddings_start_close_to_the_null_one():
     assert distance.abs().max() < 0.1
 
 
-def test_dropping_keeps_the_first_classes_of_a_group():
-    groups = ClassGroups(width=5)
-    groups.grow(8)
-    kept = groups.embeddings[0][:2].clone()
-    groups.drop(group=0, keep=2)
-    groups.grow(2)
-    assert groups.sizes == [2, 2]
-    assert list(groups.labels(1)) == [2, 3]
-    assert torch.equal(groups.embeddings[0], kept)
-    assert [e.requires_grad for e in groups.embeddings] == [False, True]
+@pytest.mark.parametrize("plasticity", PLASTICITIES)
+def test_the_classes_that_taught_the_trunk_leave_with_the_first_group(
+    plasticity, tiny_tokenizer_config, tiny_var_config
+):
+    settings = replace(tiny_var_config, plasticity=plasticity)
+    model: Incremental = build_model(tiny_tokenizer_config, settings)
+    model.start(8)
+    null = model.groups.null.clone()
+    for _ in range(2):
+        model.grow(2)
+    assert model.groups.sizes == [2, 2]
+    assert [list(model.groups.labels(g)) for g in range(2)] == [[0, 1], [2, 3]]
+    assert torch.equal(model.groups.null, null)
+    assert [e.requires_grad for e in model.groups.embeddings] == [False, True]
 
 
 @pytest.mark.parametrize("plasticity", PLASTICITIES)
 def test_which_trunk_and_adapter_serve_a_group(plasticity, tiny_tokenizer_config, tiny_var_config):
     settings = replace(tiny_var_config, plasticity=plasticity)
     model: Incremental = build_model(tiny_tokenizer_config, settings)
-    dropout = []
+    model.start(8)
+    first_trunk, dropout = model.trunk(0), [model.trains_null]
+    assert model.groups.adapter(0) is None
     for _ in range(3):
         model.grow(2)
         dropout.append(model.trains_null)
     own_trunk, own_adapter = plasticity == "copy", plasticity == "adapter"
-    assert len({id(model.trunk(g)) for g in range(3)}) == (3 if own_trunk else 1)
+    trunks = [model.trunk(g) for g in range(3)]
+    assert len({id(trunk) for trunk in trunks}) == (3 if own_trunk else 1)
+    assert (first_trunk in trunks) != own_trunk
     adapters = [model.groups.adapter(g) for g in range(3)]
-    assert [a is not None for a in adapters] == [False, own_adapter, own_adapter]
-    assert dropout == [True, plasticity == "trunk", plasticity == "trunk"]
+    assert [a is not None for a in adapters] == [own_adapter] * 3
+    assert dropout == [True] + [plasticity == "trunk"] * 3
