@@ -21,6 +21,7 @@ ALLOWED = {
                  "plots"},
     "registry": {"command_line", "config", "errors", "methods"},
     "methods": {"config", "errors", "streams", "classify", "models"},
+    "generate": {"models"},
     "classify": {"models", "errors"},
     "models": {"errors"},
     "streams": {"config", "errors"},
@@ -45,6 +46,7 @@ CONFINED = {
     "rich": {"table.py"},
     "sklearn": {"streams/"},
     "torchvision": {"streams/"},
+    "huggingface_hub": {"models/official.py"},
 }
 # What a model may import: it knows no Lightning, no configuration and no files.
 OF_MODELS = {"torch", "einops", "numpy", "math", "collections", "dataclasses", "typing", "copy",
@@ -113,7 +115,7 @@ def test_a_package_stays_where_it_belongs(package: str) -> None:
 
 def test_models_know_no_lightning_no_configuration_and_no_files() -> None:
     for path in FILES:
-        if part(module(path)) == "models":
+        if part(module(path)) == "models" and path.name != "official.py":  # it reads files
             used = {name.partition(".")[0] for name in imported(path)}
             assert used <= OF_MODELS, f"{path} imports {used - OF_MODELS}"
             calls = [node.func for node in ast.walk(ast.parse(path.read_text()))

@@ -83,6 +83,12 @@ class ClassGroups(nn.Module):
         self.embeddings.append(nn.Parameter(self.null.detach() + 0.02 * noise))
         self.adapters.append(nn.Identity() if adapter is None else adapter.to(self.null.device))
 
+    def adopt(self, embeddings_nD: Tensor, null_D: Tensor) -> None:
+        """Take over learned embeddings as the first group, and the null embedding."""
+        self.null = nn.Parameter(null_D.clone())
+        self.embeddings.append(nn.Parameter(embeddings_nD.clone()))
+        self.adapters.append(nn.Identity())
+
     def clear(self) -> None:
         """Forget every group; the null embedding stays."""
         self.embeddings = nn.ParameterList()
@@ -132,17 +138,25 @@ class Incremental(nn.Module):
         self.adapter_rank = adapter_rank
         self.adapter_everywhere = adapter_everywhere
         self.starting = False  # whether the one group there is only teaches the trunk
+        self._trunk_of: list[int] = []  # by group
 
     def start(self, classes: int) -> None:
         """Let the trunk learn from `classes` classes, which the first `grow` forgets."""
         self.starting = True
         self.groups.grow(classes)
+        self._trunk_of = [0]
+
+    def adopt(self, embeddings_nD: Tensor, null_D: Tensor) -> None:
+        """Take over classes that the trunk knows already, as the first group."""
+        self.groups.adopt(embeddings_nD, null_D)
+        self._trunk_of = [0]
 
     def grow(self, classes: int) -> None:
         """Add a class group. Only what it may change requires a gradient afterwards."""
         if self.starting:
             self.starting = False
             self.groups.clear()
+            self._trunk_of = []
         adapter = None
         if self.plasticity != "trunk":
             self.requires_grad_(False)
@@ -151,12 +165,22 @@ class Incremental(nn.Module):
                 self.adapter_rank, self.adapter_everywhere
             )
         if self.plasticity == "copy":
-            self.trunks.append(deepcopy(self.trunks[0]).requires_grad_(True))
+            shared = self.trunks[0].shared_parts()  # type: ignore[operator]
+            copied = deepcopy(self.trunks[0], memo={id(part): part for part in shared})
+            self.trunks.append(copied.requires_grad_(True))
+            for part in shared:
+                part.requires_grad_(False)
         self.groups.grow(classes, adapter)
+        self._trunk_of.append(len(self.trunks) - 1)
+
+    def forward(self, inputs_BLZ: Tensor, labels_B: Tensor, group: int) -> Tensor:
+        """Teacher-forced logits (B, L, V) under labels (B,) of one group, NULL_CLASS among them."""
+        condition_BD, adapter = self.groups.condition(labels_B), self.groups.adapter(group)
+        return self.trunk(group)(inputs_BLZ, condition_BD, adapter, self.groups.null)
 
     def trunk(self, group: int) -> Any:
         """The trunk that serves a group."""
-        return self.trunks[group + 1 if len(self.trunks) > 1 else 0]
+        return self.trunks[self._trunk_of[group]]
 
     @property
     def trains_null(self) -> bool:

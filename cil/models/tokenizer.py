@@ -83,7 +83,11 @@ class MultiScaleTokenizer(nn.Module):
 
     def tokenize(self, images: Tensor) -> Tensor:
         """images -> tokens (B, L)."""
-        return self.quantise(self.encode(images)).tokens_BL
+        return self.tokenize_latents(self.encode(images))
+
+    def tokenize_latents(self, latents_BZhw: Tensor) -> Tensor:
+        """The encoder's output -> tokens (B, L)."""
+        return self.quantise(latents_BZhw).tokens_BL
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         """tokens -> images (B, image_channels, H, W), clamped to [-1, 1]."""

@@ -5,6 +5,7 @@ Shapes: B images, L tokens, D width, Z latent channels, V vocabulary, K scales.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,32 @@ def unit(x: Tensor) -> Tensor:
     return x * x.square().sum(-1, keepdim=True).clamp_min(1e-24).rsqrt()
 
 
+@dataclass
+class Cache:
+    """The keys and values of the scales read so far, by block: (B, heads, tokens, D / heads).
+
+    Attention is causal by scale, so that what a scale has computed never changes afterwards.
+    """
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def extend(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append a scale's keys and values; returns those of all scales."""
+        if block in self.keys:
+            keys = torch.cat([self.keys[block], keys], dim=2)
+            values = torch.cat([self.values[block], values], dim=2)
+        self.keys[block], self.values[block] = keys, values
+        return keys, values
+
+    def rows(self, index_N: Tensor) -> "Cache":
+        """The cache of some of the rows, in the order of `index_N`."""
+        return Cache(
+            {block: keys[index_N] for block, keys in self.keys.items()},
+            {block: values[index_N] for block, values in self.values.items()},
+        )
+
+
 class Attention(nn.Module):
     """Multi-head attention with L2-normalised queries and keys and a learned scale a head."""
 
@@ -46,24 +73,41 @@ class Attention(nn.Module):
         self.log_scale = nn.Parameter(torch.full((1, heads, 1, 1), math.log(4.0)))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x_BLD: Tensor, mask_LL: Tensor, updates: Updates) -> Tensor:
+    def forward(
+        self,
+        x_BLD: Tensor,
+        mask_LL: Tensor | None,
+        updates: Updates,
+        cache: Cache | None = None,
+        block: int = 0,
+    ) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = linear(x_BLD, self.qkv, updates.get("qkv")) + bias
         q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=self.heads)
         q = unit(q) * self.log_scale.clamp(max=math.log(100.0)).exp()
-        attended = F.scaled_dot_product_attention(
-            q.to(v), unit(k).to(v), v, attn_mask=mask_LL, scale=1.0
-        )
+        q, k = q.to(v), unit(k).to(v)
+        if cache is not None:
+            k, v = cache.extend(block, k, v)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=1.0)
         out = rearrange(attended, "b h l d -> b l (h d)")
         return linear(out, self.proj, updates.get("proj"))
 
 
 class Block(nn.Module):
-    """Attention and MLP, each modulated and gated by six vectors from the class (AdaLN-zero)."""
+    """Attention and MLP, each modulated and gated by six vectors from the class (AdaLN-zero).
 
-    def __init__(self, width: int, heads: int, drop_path: float, depth: int) -> None:
+    Of its own the block projects the class to the six; with a projection shared by all blocks it
+    only adds a learned vector to each.
+    """
+
+    def __init__(
+        self, width: int, heads: int, drop_path: float, depth: int, shared_adaln: bool
+    ) -> None:
         super().__init__()
-        self.adaln = nn.Linear(width, 6 * width)
+        if shared_adaln:
+            self.own_modulation = nn.Parameter(torch.randn(6 * width) * width**-0.5)
+        else:
+            self.adaln = nn.Linear(width, 6 * width)
         self.attention = Attention(width, heads)
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
@@ -72,17 +116,29 @@ class Block(nn.Module):
 
     def adaptable(self, everywhere: bool) -> dict[str, nn.Linear]:
         """The layers that a class group may update, by the names `forward` knows them by."""
-        if not everywhere:
-            return {"adaln": self.adaln}
-        attention = {"qkv": self.attention.qkv, "proj": self.attention.proj}
-        return {"adaln": self.adaln, **attention, "fc1": self.fc1, "fc2": self.fc2}
+        layers = {"adaln": self.adaln} if hasattr(self, "adaln") else {}
+        if everywhere:
+            layers |= {"qkv": self.attention.qkv, "proj": self.attention.proj}
+            layers |= {"fc1": self.fc1, "fc2": self.fc2}
+        return layers
 
     def forward(
-        self, x_BLD: Tensor, condition_BD: Tensor, mask_LL: Tensor, updates: Updates
+        self,
+        x_BLD: Tensor,
+        condition_BD: Tensor,
+        shared_B6D: Tensor | None,
+        mask_LL: Tensor | None,
+        updates: Updates,
+        cache: Cache | None = None,
+        block: int = 0,
     ) -> Tensor:
-        modulation = linear(F.silu(condition_BD), self.adaln, updates.get("adaln"))
+        if shared_B6D is None:
+            modulation = linear(F.silu(condition_BD), self.adaln, updates.get("adaln"))
+        else:
+            modulation = shared_B6D + self.own_modulation
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation[:, None].chunk(6, dim=-1)
-        attended = self.attention(modulate(x_BLD, scale1, shift1), mask_LL, updates)
+        h = modulate(x_BLD, scale1, shift1)
+        attended = self.attention(h, mask_LL, updates, cache, block)
         x_BLD = self._add(x_BLD, attended, gate1)
         h = linear(modulate(x_BLD, scale2, shift2), self.fc1, updates.get("fc1"))
         h = linear(F.gelu(h, approximate="tanh"), self.fc2, updates.get("fc2"))
@@ -102,8 +158,12 @@ class Block(nn.Module):
             nn.init.trunc_normal_(layer.weight, std=(1 / (3 * width)) ** 0.5)
             if layer.bias is not None:
                 layer.bias.zero_()
-        self.adaln.weight[2 * width :] *= 0.5
-        self.adaln.weight[: 2 * width] *= 1e-5
+        if hasattr(self, "adaln"):
+            self.adaln.weight[2 * width :] *= 0.5
+            self.adaln.weight[: 2 * width] *= 1e-5
+        else:
+            self.own_modulation[2 * width :] *= 0.5
+            self.own_modulation[: 2 * width] *= 1e-3
         self.attention.proj.weight /= math.sqrt(2 * depth)
         self.fc2.weight /= math.sqrt(2 * depth)
 
@@ -111,7 +171,11 @@ class Block(nn.Module):
 class VAR(nn.Module):
     """The trunk: everything but the class embeddings, which `ClassGroups` holds.
 
-    The published sizes are width = 64 depth and heads = depth.
+    The published sizes are width = 64 depth and heads = depth; d36 shares one AdaLN projection
+    among its blocks (`shared_adaln`).
+
+    With `condition_from` = m > 0 the start token and the first m blocks see the null class alone:
+    they run once an image, and only the other blocks and the head once a class.
     """
 
     def __init__(
@@ -124,11 +188,15 @@ class VAR(nn.Module):
         width: int,
         heads: int,
         drop_path: float = 0.0,
+        shared_adaln: bool = False,
+        condition_from: int = 0,
     ) -> None:
         super().__init__()
         self.scales = tuple(scales)
         self.width = width
-        level_L = torch.cat([torch.full((p * p,), k) for k, p in enumerate(scales)])
+        self.condition_from = condition_from
+        # On the CPU also where the parameters are built without memory (official.py).
+        level_L = torch.cat([torch.full((p * p,), k, device="cpu") for k, p in enumerate(scales)])
         self.level_L: Tensor
         self.register_buffer("level_L", level_L, persistent=False)
         # True where attention is allowed: a token sees its own scale and every coarser one.
@@ -140,34 +208,109 @@ class VAR(nn.Module):
         self.position = nn.Parameter(torch.empty(len(level_L), width))
         self.level = nn.Embedding(len(scales), width)
         # Stochastic depth grows linearly with the block, as in the official code.
-        drops = torch.linspace(0, drop_path, depth).tolist()
-        self.blocks = nn.ModuleList(Block(width, heads, drop, depth) for drop in drops)
+        drops = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        self.shared_adaln = nn.Linear(width, 6 * width) if shared_adaln else None
+        self.blocks = nn.ModuleList(
+            Block(width, heads, drop, depth, shared_adaln) for drop in drops
+        )
         self.head_adaln = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, vocabulary)
         self._initialise(width)
 
     def forward(
-        self, inputs_BLZ: Tensor, condition_BD: Tensor, adapter: Adapter | None = None
+        self,
+        inputs_BLZ: Tensor,
+        condition_BD: Tensor,
+        adapter: Adapter | None = None,
+        null_D: Tensor | None = None,
     ) -> Tensor:
         """Teacher-forced logits (B, L, V).
 
         inputs_BLZ (B, L - p_1^2, Z) comes from `MultiScaleTokenizer.var_input`; condition_BD are
-        class embeddings; `adapter` is that of the class group all of them belong to.
+        class embeddings; `adapter` is that of the class group all of them belong to; null_D is the
+        embedding of no class, read if condition_from > 0.
         """
-        x = self.features(inputs_BLZ, condition_BD, adapter)
+        x = self.features(inputs_BLZ, condition_BD, adapter, null_D)
         return self.logits(x, condition_BD, adapter)
 
     def features(
-        self, inputs_BLZ: Tensor, condition_BD: Tensor, adapter: Adapter | None = None
+        self,
+        inputs_BLZ: Tensor,
+        condition_BD: Tensor,
+        adapter: Adapter | None = None,
+        null_D: Tensor | None = None,
     ) -> Tensor:
         """The last block's output (B, L, D)."""
-        start = condition_BD[:, None] + self.start
+        every, common_BD = range(len(self.scales)), condition_BD
+        if self.condition_from:
+            assert null_D is not None
+            common_BD = null_D.expand_as(condition_BD)
+        x = self.common(inputs_BLZ, common_BD, every, adapter)
+        return self.conditioned(x, condition_BD, every, adapter)
+
+    def common(
+        self,
+        inputs_BNZ: Tensor,
+        condition_BD: Tensor,
+        scales: range,
+        adapter: Adapter | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Embed the tokens of some scales and run the first `condition_from` blocks (B, N, D).
+
+        `cache` holds the scales before them and takes in these. `inputs_BNZ` has no tokens of the
+        first scale, which starts from `condition_BD`: the null class if condition_from > 0 (all
+        classes and groups share the result), and otherwise the class.
+        """
+        if self.condition_from:
+            adapter = None
         own = _at(adapter, "trunk")
-        x = torch.cat([start, linear(inputs_BLZ, self.embed, own.get("embed"))], dim=1)
-        x = x + self.position + self.level(self.level_L)
-        for i, block in enumerate(self.blocks):
-            x = block(x, condition_BD, self.mask_LL, _at(adapter, str(i)))
-        return x
+        x = linear(inputs_BNZ, self.embed, own.get("embed"))
+        if scales.start == 0:
+            x = torch.cat([condition_BD[:, None] + self.start, x], dim=1)
+        tokens = self.tokens_of(scales)
+        x = x + self.position[tokens] + self.level(self.level_L[tokens])
+        return self._run(range(self.condition_from), x, condition_BD, scales, adapter, cache)
+
+    def conditioned(
+        self,
+        x_BND: Tensor,
+        condition_BD: Tensor,
+        scales: range,
+        adapter: Adapter | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Run the blocks that see the class on what `common` returned (B, N, D)."""
+        blocks = range(self.condition_from, len(self.blocks))
+        return self._run(blocks, x_BND, condition_BD, scales, adapter, cache)
+
+    def _run(
+        self,
+        blocks: range,
+        x_BND: Tensor,
+        condition_BD: Tensor,
+        scales: range,
+        adapter: Adapter | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        tokens = self.tokens_of(scales)
+        # A single scale sees all that there is: without a mask attention may take a faster kernel.
+        mask = None if len(scales) == 1 else self.mask_LL[tokens, : tokens.stop]
+        shared = None
+        if self.shared_adaln is not None:
+            update = _at(adapter, "trunk").get("shared_adaln")
+            shared = linear(F.silu(condition_BD), self.shared_adaln, update)
+        for i in blocks:
+            updates = _at(adapter, str(i))
+            x_BND = self.blocks[i](x_BND, condition_BD, shared, mask, updates, cache, i)
+        return x_BND
+
+    def tokens_of(self, scales: range) -> slice:
+        """Where the tokens of these scales stand among the L."""
+        ends = [0]
+        for p in self.scales:
+            ends.append(ends[-1] + p * p)
+        return slice(ends[scales.start], ends[scales.stop])
 
     def logits(
         self, features_BLD: Tensor, condition_BD: Tensor, adapter: Adapter | None = None
@@ -179,25 +322,45 @@ class VAR(nn.Module):
         return linear(modulate(features_BLD, scale, shift), self.head, own.get("head"))
 
     def new_adapter(self, rank: int, everywhere: bool) -> Adapter:
-        """Low-rank updates of every linear layer, or only of those that read the class (AdaLN)."""
-        places = {"trunk": {"head_adaln": self.head_adaln}}
+        """Low-rank updates of every linear layer, or only of those that read the class (AdaLN).
+
+        What all classes share (`common` with condition_from > 0) is left alone.
+        """
+        trunk = {"head_adaln": self.head_adaln}
+        if self.shared_adaln is not None:
+            trunk["shared_adaln"] = self.shared_adaln
         if everywhere:
-            places["trunk"] |= {"embed": self.embed, "head": self.head}
-        for i, block in enumerate(self.blocks):
-            places[str(i)] = block.adaptable(everywhere)  # type: ignore[operator]
-        return Adapter(places, rank)
+            trunk["head"] = self.head
+            if not self.condition_from:
+                trunk["embed"] = self.embed
+        places = {"trunk": trunk}
+        for i in range(self.condition_from, len(self.blocks)):
+            places[str(i)] = self.blocks[i].adaptable(everywhere)  # type: ignore[operator]
+        return Adapter({place: layers for place, layers in places.items() if layers}, rank)
+
+    def shared_parts(self) -> list[nn.Module | nn.Parameter]:
+        """What `common` reads, if all classes share it: a copy of the trunk shares it too."""
+        if not self.condition_from:
+            return []
+        parts = [self.embed, self.level, self.start, self.position]
+        if self.shared_adaln is not None:
+            parts.append(self.shared_adaln)
+        return [*parts, *self.blocks[: self.condition_from]]
 
     @torch.no_grad()
     def _initialise(self, width: int) -> None:
         """As published; the blocks do their own."""
         std = (1 / (3 * width)) ** 0.5
-        for module in (self.embed, self.level, self.head_adaln, self.head):
-            nn.init.trunc_normal_(module.weight, std=std)
+        layers = [self.embed, self.head_adaln, self.head]
+        if self.shared_adaln is not None:
+            layers.append(self.shared_adaln)
+        for weight in (self.level.weight, *(layer.weight for layer in layers)):
+            nn.init.trunc_normal_(weight, std=std)
         for parameter in (self.start, self.position):
             nn.init.trunc_normal_(parameter, std=std)
         self.head.weight *= 0.02
         self.head_adaln.weight *= 0.5
-        for layer in (self.embed, self.head_adaln, self.head):
+        for layer in layers:
             layer.bias.zero_()
 
 
