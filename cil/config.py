@@ -63,6 +63,8 @@ class VARConfig:
     """Features a token."""
     heads: int = 2
     """Attention heads a block; must divide width."""
+    condition_from: int = 0
+    """First block that sees the class; those before it run once an image and not once a class."""
     drop_path: float = 0.0
     """Stochastic depth of the last block in training."""
     adapter_rank: int = 16
@@ -87,6 +89,8 @@ class VARConfig:
     """Whether the trunk's first images are also learned turned by quarters, as extra classes."""
     scale_weights: bool = True
     """Whether classification weights the scales (fitted on held-out images of experience 0)."""
+    schedule: Literal["varc", "a_varc"] = "varc"
+    """Which classes are scored on which scales: all on all, or fewer and fewer on more and more."""
     smoothing_samples: int = 4
     """Copies of an image whose log-likelihoods are averaged, the clean one counted; 1: none."""
     smoothing_sigma: float = 0.04

@@ -1,6 +1,7 @@
 """log p(x | y): how likely a VAR finds an image's tokens under each class (VARC, 2510.12060).
 
-Shapes: B images, n classes of a group, C classes in all, L tokens, K scales, Z latent channels.
+Shapes: B images, n classes of a group, C classes in all, N pairs of image and class, L tokens,
+K scales, S copies of an image, Z latent channels.
 """
 
 from collections.abc import Iterator
@@ -9,29 +10,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil.classify.schedule import Schedule
 from cil.models.class_groups import Incremental
+from cil.models.var import VAR, Cache
+
+# (image, class) pairs at a time. The activations of a small model then fit a processor's cache: of
+# 16 to 1,024 it was the fastest on two cores.
+MAX_ROWS = 64
 
 
 @torch.inference_mode()
 def group_log_likelihoods(
-    model: Incremental, group: int, tokens_BL: Tensor, inputs_BLZ: Tensor, max_rows: int = 64
+    model: Incremental,
+    group: int,
+    tokens_BL: Tensor,
+    inputs_BLZ: Tensor,
+    max_rows: int = MAX_ROWS,
 ) -> Tensor:
     """log p(token | coarser tokens, class) for each class of one group -> (B, n, L).
 
     A group is always scored on its own, at most `max_rows` (image, class) pairs at a time, so that
-    groups that arrive later cannot change even the rounding of an earlier one. The default fits the
-    activations of a small model into a processor's cache: of 16 to 1,024 it was the fastest.
+    groups that arrive later cannot change even the rounding of an earlier one.
     """
-    labels = torch.tensor(model.groups.labels(group), device=tokens_BL.device)
-    trunk, adapter = model.trunk(group), model.groups.adapter(group)
-    chunk = max(1, max_rows // len(labels))
+    classes = model.groups.sizes[group]
+    chunk = max(1, max_rows // classes)
     parts = []
     for tokens, inputs in zip(tokens_BL.split(chunk), inputs_BLZ.split(chunk), strict=True):
-        condition = model.groups.condition(labels.repeat(len(tokens)))
-        logits = trunk(inputs.repeat_interleave(len(labels), 0), condition, adapter)
-        targets = tokens.repeat_interleave(len(labels), 0)
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        parts.append(-losses.view(len(tokens), len(labels), -1))
+        images = Images(model, tokens, inputs)
+        every = torch.ones(len(tokens), classes, dtype=torch.bool, device=tokens.device)
+        values_NL = Reader(images, group, every).read(len(images.scales), last=True)
+        parts.append(values_NL.view(len(tokens), classes, -1))
     return torch.cat(parts)
 
 
@@ -39,6 +47,135 @@ def token_log_likelihoods(model: Incremental, tokens_BL: Tensor, inputs_BLZ: Ten
     """The same for every class of every group, in label order -> (B, C, L)."""
     groups = range(len(model.groups))
     return torch.cat([group_log_likelihoods(model, g, tokens_BL, inputs_BLZ) for g in groups], 1)
+
+
+@torch.inference_mode()
+def staged_scores(
+    model: Incremental,
+    tokens_SBL: Tensor,
+    inputs_SBLZ: Tensor,
+    weights_K: Tensor,
+    stages: Schedule,
+    max_rows: int = MAX_ROWS,
+) -> Tensor:
+    """Weighted log-likelihoods (B, C) of the classes that reach the last stage; -inf for others.
+
+    tokens_SBL and inputs_SBLZ are those of at least as many copies of each image as a stage asks
+    for, the clean one first. A stage reads on where an earlier one stopped, with its keys, values
+    and log-likelihoods, and scores no copy anew.
+    """
+    chunk = max(1, max_rows // max(model.groups.sizes))
+    parts = []
+    for tokens, inputs in zip(tokens_SBL.split(chunk, 1), inputs_SBLZ.split(chunk, 1), strict=True):
+        copies = [Images(model, t, i) for t, i in zip(tokens, inputs, strict=True)]
+        parts.append(_staged(model, copies, weights_K, stages))
+    return torch.cat(parts)
+
+
+def _staged(
+    model: Incremental, copies: list["Images"], weights_K: Tensor, stages: Schedule
+) -> Tensor:
+    images, classes, device = len(copies[0].tokens_BL), model.groups.classes, weights_K.device
+    left_BC = torch.ones(images, classes, dtype=torch.bool, device=device)
+    scores_BC = torch.empty(images, classes, device=device)
+    readers: dict[tuple[int, int], Reader] = {}
+    for number, stage in enumerate(stages):
+        scores_BC.fill_(-torch.inf)
+        for group in range(len(model.groups)):
+            labels = model.groups.labels(group)
+            left_Bn = left_BC[:, labels.start : labels.stop]
+            if not left_Bn.any():
+                continue
+            total = torch.zeros(int(left_Bn.sum()), device=device)
+            for c in range(stage.samples):
+                last = not any(c < later.samples for later in stages[number + 1 :])
+                if (c, group) not in readers:
+                    readers[c, group] = Reader(copies[c], group, left_Bn)
+                readers[c, group].keep(left_Bn)
+                values_NL = readers[c, group].read(stage.scales, last)
+                total += by_scale(values_NL, copies[c].scales) @ weights_K[: stage.scales]
+            scores_BC[:, labels.start : labels.stop][left_Bn] = total / stage.samples
+        best = scores_BC.topk(min(stage.keep, classes), dim=1).indices
+        left_BC = torch.zeros_like(left_BC).scatter(1, best, True) & left_BC
+    return scores_BC
+
+
+class Images:
+    """One copy of some images, and what all classes share in reading it."""
+
+    def __init__(self, model: Incremental, tokens_BL: Tensor, inputs_BLZ: Tensor) -> None:
+        self.model, self.tokens_BL, self.inputs_BLZ = model, tokens_BL, inputs_BLZ
+        self.scales: tuple[int, ...] = model.trunk(0).scales
+        self._cache = Cache()
+        self._shared: dict[tuple[int, int], Tensor] = {}
+
+    def inputs(self, trunk: VAR, scales: range) -> Tensor:
+        """What the transformer reads for these scales (B, N, Z): the first token has no input."""
+        tokens = trunk.tokens_of(scales)
+        first = self.scales[0] ** 2
+        return self.inputs_BLZ[:, max(tokens.start - first, 0) : tokens.stop - first]
+
+    def shared(self, trunk: VAR, scales: range) -> Tensor:
+        """The output of the blocks that see no class (B, N, D), computed once for all groups."""
+        key = scales.start, scales.stop
+        if key not in self._shared:
+            null_BD = self.model.groups.null.expand(len(self.tokens_BL), -1)
+            inputs = self.inputs(trunk, scales)
+            self._shared[key] = trunk.common(inputs, null_BD, scales, cache=self._cache)
+        return self._shared[key]
+
+
+class Reader:
+    """Scores (image, class) pairs of one group, scale by scale, and none of them twice."""
+
+    def __init__(self, images: Images, group: int, pairs_Bn: Tensor) -> None:
+        """pairs_Bn says which images are read under which classes of the group."""
+        self.images, self.group = images, group
+        self.trunk: VAR = images.model.trunk(group)
+        self.adapter = images.model.groups.adapter(group)
+        self.done = 0  # scales
+        self.values: list[Tensor] = []  # (N, tokens) of what has been read
+        self.cache = Cache()
+        self._take(pairs_Bn)
+
+    def keep(self, pairs_Bn: Tensor) -> None:
+        """Go on with these pairs alone; all of them were there before."""
+        if int(pairs_Bn.sum()) == len(self.image_N):
+            return
+        kept_N = pairs_Bn[self.image_N, self.class_N].nonzero()[:, 0]
+        self.cache = self.cache.rows(kept_N)
+        self.values = [values[kept_N] for values in self.values]
+        self._take(pairs_Bn)
+
+    def read(self, scales: int, last: bool) -> Tensor:
+        """Read up to so many scales -> log p of each of their tokens (N, tokens).
+
+        `last` says that nothing will be read after it, so that no keys and values are kept.
+        """
+        if self.done < scales:
+            self.values.append(self._read(range(self.done, scales), last))
+            self.done = scales
+        return torch.cat(self.values, 1)[:, self.trunk.tokens_of(range(scales))]
+
+    def _read(self, scales: range, last: bool) -> Tensor:
+        images, trunk = self.images, self.trunk
+        # Reading everything at once needs no cache; later scales need that of earlier ones.
+        cache = None if last and scales.start == 0 else self.cache
+        if trunk.condition_from:
+            x = images.shared(trunk, scales)[self.image_N]
+        else:
+            inputs = images.inputs(trunk, scales)[self.image_N]
+            x = trunk.common(inputs, self.condition_ND, scales, self.adapter, cache)
+        x = trunk.conditioned(x, self.condition_ND, scales, self.adapter, cache)
+        logits = trunk.logits(x, self.condition_ND, self.adapter)
+        targets = images.tokens_BL[:, trunk.tokens_of(scales)][self.image_N]
+        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
+        return -losses.view(targets.shape)
+
+    def _take(self, pairs_Bn: Tensor) -> None:
+        self.image_N, self.class_N = pairs_Bn.nonzero(as_tuple=True)
+        labels_N = self.class_N + self.images.model.groups.labels(self.group).start
+        self.condition_ND = self.images.model.groups.condition(labels_N)
 
 
 def noisy_copies(latents_BZhw: Tensor, samples: int, sigma: float) -> Iterator[Tensor]:
@@ -55,9 +192,14 @@ def noisy_copies(latents_BZhw: Tensor, samples: int, sigma: float) -> Iterator[T
         yield latents_BZhw + sigma * noise.to(latents_BZhw)
 
 
-def by_scale(values_BCL: Tensor, scales: tuple[int, ...]) -> Tensor:
-    """Sum the tokens of each scale -> (B, C, K)."""
-    return torch.stack([s.sum(-1) for s in values_BCL.split([p * p for p in scales], -1)], -1)
+def by_scale(values: Tensor, scales: tuple[int, ...]) -> Tensor:
+    """Sum the tokens of each scale that is there: (..., tokens) -> (..., scales)."""
+    sums, first = [], 0
+    for p in scales:
+        if first < values.shape[-1]:
+            sums.append(values[..., first : first + p * p].sum(-1))
+        first += p * p
+    return torch.stack(sums, -1)
 
 
 def fit_scale_weights(values_BCK: Tensor, labels_B: Tensor, prior: float = 0.1) -> Tensor:

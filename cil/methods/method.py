@@ -21,7 +21,7 @@ class MethodSize:
 
     parameters: int
     stored_images: int
-    likelihood_evaluations: int  # log p(x|y) evaluations an image
+    likelihood_evaluations: float  # log p(x|y) evaluations an image
 
 
 class Method(Protocol):

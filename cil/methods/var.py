@@ -11,8 +11,10 @@ from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
     noisy_copies,
+    staged_scores,
     token_log_likelihoods,
 )
+from cil.classify.schedule import Schedule, class_cost, cost, schedule
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.tokenizer import TokenizerModule, codebook_use
@@ -46,9 +48,7 @@ class VARModule(LoggedModule):
             )
             labels_B = labels_B.masked_fill(dropped, NULL_CLASS)
         group = len(self.model.groups) - 1
-        condition_BD = self.model.groups.condition(labels_B)
-        trunk, adapter = self.model.trunk(group), self.model.groups.adapter(group)
-        logits_BLV = trunk(inputs_BLZ, condition_BD, adapter)
+        logits_BLV = self.model(inputs_BLZ, labels_B, group)
         loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
         self.record({"var/nats_a_token": loss}, show="var/nats_a_token")
         return loss
@@ -110,28 +110,33 @@ class VARMethod:
 
     def scale_log_likelihoods(self, images: Tensor) -> Tensor:
         """images (B, channels, H, W) -> log p(scale's tokens | coarser ones, class) (B, C, K)."""
-        return self._of_copies(images, samples=1)
+        tokens_SBL, inputs_SBLZ = self._copies(images, samples=1)
+        values_BCL = token_log_likelihoods(self.model, tokens_SBL[0], inputs_SBLZ[0])
+        return by_scale(values_BCL, self.tokenizer.scales)
 
     def log_likelihood(self, images: Tensor) -> Tensor:
         """log p(image's tokens | class), neither weighted nor smoothed -> (B, classes seen)."""
         return self.scale_log_likelihoods(images).sum(-1)
 
     def scores(self, images: Tensor) -> Tensor:
-        values_BCK = self._of_copies(images, self.settings.smoothing_samples)
-        return values_BCK @ self.scale_weights_K.to(images.device)
+        """Classes that an early stage of the schedule leaves out score -inf."""
+        tokens_SBL, inputs_SBLZ = self._copies(images, self.settings.smoothing_samples)
+        weights_K = self.scale_weights_K.to(images.device)
+        return staged_scores(self.model, tokens_SBL, inputs_SBLZ, weights_K, self._stages())
 
     @torch.inference_mode()
-    def _of_copies(self, images: Tensor, samples: int) -> Tensor:
-        """`scale_log_likelihoods`, averaged over noisy copies of each image."""
+    def _copies(self, images: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+        """Tokens (S, B, L) of each image and of noisy copies, and what the transformer reads."""
         self.tokenizer.to(images.device)
         self.model.to(images.device)
-        latents, values = self.tokenizer.encode(images), []
-        for copy in noisy_copies(latents, samples, self.settings.smoothing_sigma):
-            tokens_BL = self.tokenizer.quantise(copy).tokens_BL
-            inputs_BLZ = self.tokenizer.var_input(tokens_BL)
-            values_BCL = token_log_likelihoods(self.model, tokens_BL, inputs_BLZ)
-            values.append(by_scale(values_BCL, self.tokenizer.scales))
-        return torch.stack(values).mean(0)
+        copies = noisy_copies(self.tokenizer.encode(images), samples, self.settings.smoothing_sigma)
+        tokens = [self.tokenizer.tokenize_latents(copy) for copy in copies]
+        inputs = [self.tokenizer.var_input(tokens_BL) for tokens_BL in tokens]
+        return torch.stack(tokens), torch.stack(inputs)
+
+    def _stages(self) -> Schedule:
+        settings = self.settings
+        return schedule(settings.schedule, len(self.tokenizer.scales), settings.smoothing_samples)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -157,7 +162,10 @@ class VARMethod:
     def size(self) -> MethodSize:
         modules = (self.tokenizer, self.model)
         parameters = sum(p.numel() for m in modules for p in m.parameters())
-        return MethodSize(parameters, 0, self.classes_seen * self.settings.smoothing_samples)
+        trunk, stages = self.model.trunk(0), self._stages()
+        whole = class_cost(trunk, len(self.tokenizer.scales)).layers
+        evaluations = cost(stages, trunk, self.classes_seen).layers / whole
+        return MethodSize(parameters, 0, evaluations)
 
     def facts(self) -> dict[str, float]:
         """Codebook use in the first and the last experience, and the weight of each scale."""
@@ -202,8 +210,7 @@ class VARMethod:
 
     def _fit_scale_weights(self, held_out: TensorDataset) -> None:
         images, labels = held_out.tensors
-        values_BCK = self._of_copies(images, self.settings.smoothing_samples)
-        self.scale_weights_K = fit_scale_weights(values_BCK, labels)
+        self.scale_weights_K = fit_scale_weights(self.scale_log_likelihoods(images), labels)
 
     def _freeze_tokenizer(self) -> None:
         self.tokenizer.eval().requires_grad_(False)

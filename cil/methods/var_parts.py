@@ -26,6 +26,10 @@ def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -
         )
     if var.width % var.heads:
         raise UserError(f"var.heads is {var.heads}, which does not divide var.width {var.width}.")
+    if var.condition_from > var.depth:
+        raise UserError(
+            f"var.condition_from is {var.condition_from}: there are {var.depth} blocks."
+        )
 
 
 def _check_ranges(tokenizer: TokenizerConfig, var: VARConfig) -> None:
@@ -33,6 +37,7 @@ def _check_ranges(tokenizer: TokenizerConfig, var: VARConfig) -> None:
     ranges = {
         "vocabulary": (2, MOST_CODES),
         "residual_blocks": (0, math.inf),
+        "condition_from": (0, math.inf),
         "weight_decay": (0, math.inf),
         "smoothing_sigma": (0, math.inf),
         "drop_path": (0, 0.99),
@@ -72,6 +77,7 @@ def build_model(tokenizer: TokenizerConfig, settings: VARConfig) -> Incremental:
         width=settings.width,
         heads=settings.heads,
         drop_path=settings.drop_path,
+        condition_from=settings.condition_from,
     )
     everywhere = settings.adapter_layers == "all"
     return Incremental(

@@ -11,8 +11,11 @@ from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
     group_log_likelihoods,
+    noisy_copies,
+    staged_scores,
     token_log_likelihoods,
 )
+from cil.classify.schedule import Stage
 from cil.methods.var_parts import build_model, build_tokenizer
 from cil.models.class_groups import Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
@@ -27,11 +30,12 @@ def tokenizer(tiny_tokenizer_config) -> MultiScaleTokenizer:
     return build_tokenizer(tiny_tokenizer_config, 1)
 
 
-@pytest.fixture(scope="module", params=["adapter", "copy"])
+@pytest.fixture(scope="module", params=[("adapter", 0), ("copy", 0), ("adapter", 1), ("copy", 2)])
 def model(request, tiny_tokenizer_config, tiny_var_config, shake) -> Incremental:
     """Three groups of different sizes, everything about them different."""
     torch.manual_seed(0)
-    settings = replace(tiny_var_config, plasticity=request.param)
+    plasticity, condition_from = request.param
+    settings = replace(tiny_var_config, plasticity=plasticity, condition_from=condition_from)
     model = build_model(tiny_tokenizer_config, settings)
     for classes in SIZES:
         model.grow(classes)
@@ -61,7 +65,8 @@ def naive(model: Incremental, tokens: Tensor, inputs: Tensor) -> Tensor:
             for own in range(classes):
                 condition = model.groups.embeddings[group][own : own + 1]
                 adapter = model.groups.adapter(group)
-                logits = model.trunk(group)(inputs[image : image + 1], condition, adapter)[0]
+                trunk, null = model.trunk(group), model.groups.null
+                logits = trunk(inputs[image : image + 1], condition, adapter, null)[0]
                 for place, token in enumerate(tokens[image]):
                     row = logits[place]
                     result[image, label, place] = row[token] - row.exp().sum().log()
@@ -101,12 +106,11 @@ def test_chunks_do_not_matter(model, tokens, inputs, max_rows):
         torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
 
 
-def test_no_more_pairs_at_a_time_than_allowed(model, tokens, inputs):
-    rows = []
-    trunk = model.trunk(0)
-    handle = trunk.register_forward_hook(lambda _, arguments, __: rows.append(len(arguments[0])))
+def test_no_more_pairs_at_a_time_than_allowed(model, tokens, inputs, monkeypatch):
+    rows, trunk = [], model.trunk(0)
+    logits = trunk.logits
+    monkeypatch.setattr(trunk, "logits", lambda x, *rest: rows.append(len(x)) or logits(x, *rest))
     group_log_likelihoods(model, 0, tokens, inputs, max_rows=7)
-    handle.remove()
     assert rows == [6, 6, 3]  # five images of three classes
 
 
@@ -122,6 +126,77 @@ def test_a_later_group_does_not_touch_earlier_scores(
     after = token_log_likelihoods(model, tokens, inputs)
     assert after.shape[1] == 5
     assert torch.equal(after[:, :3], before)
+
+
+@pytest.fixture(scope="module")
+def copies(tokenizer, tiny_images) -> tuple[Tensor, Tensor]:
+    """Tokens and inputs of three copies of seven images."""
+    with torch.no_grad():
+        latents = tokenizer.encode(tiny_images[::6])
+        noisy = noisy_copies(latents, samples=3, sigma=0.5 * latents.std().item())
+        tokens = [tokenizer.tokenize_latents(copy) for copy in noisy]
+        return torch.stack(tokens), torch.stack([tokenizer.var_input(t) for t in tokens])
+
+
+@pytest.mark.parametrize("max_rows", [3, 1000])
+@pytest.mark.parametrize(
+    "stages",
+    [
+        [Stage(4, 1, 1)],
+        [Stage(4, 3, 1)],
+        [Stage(2, 1, 3), Stage(4, 1, 2), Stage(4, 3, 1)],
+        [Stage(1, 2, 4), Stage(3, 3, 2), Stage(4, 2, 1)],
+        [Stage(4, 1, 3), Stage(2, 2, 1)],
+    ],
+)
+def test_stages_score_as_if_everything_had_been_scored(model, copies, stages, max_rows):
+    tokens, inputs = copies
+    weights = torch.tensor([0.4, 1.3, 0.9, 1.4])
+    whole = [
+        by_scale(token_log_likelihoods(model, t, i), SCALES)
+        for t, i in zip(tokens, inputs, strict=True)
+    ]
+    left = torch.ones(len(tokens[0]), sum(SIZES), dtype=torch.bool)
+    for stage in stages:
+        values = torch.stack(whole[: stage.samples]).mean(0)
+        expected = values[:, :, : stage.scales] @ weights[: stage.scales]
+        expected[~left] = -torch.inf
+        if stage is not stages[-1]:
+            left = expected.argsort(1, descending=True).argsort(1) < stage.keep
+    found = staged_scores(model, tokens, inputs, weights, stages, max_rows)
+    assert torch.equal(found.isinf(), expected.isinf())
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
+
+
+def test_no_scale_is_read_twice_for_a_class_that_stays(model, copies):
+    """Rows times tokens that pass the last block: all classes on 2 scales, then 2 on the others."""
+    tokens, inputs = copies
+    read = []
+    handles = [
+        layer.register_forward_hook(lambda _, x, __: read.append(x[0].shape[:2].numel()))
+        for layer in {trunk.blocks[-1].attention for trunk in model.trunks}
+    ]
+    stages = [Stage(2, 1, 2), Stage(4, 2, 1)]
+    staged_scores(model, tokens, inputs, torch.ones(4), stages, max_rows=1000)
+    for handle in handles:
+        handle.remove()
+    images = len(tokens[0])
+    if model.trunk(0).condition_from < len(model.trunk(0).blocks):
+        assert sum(read) == images * (6 * 5 + 2 * 25 + 2 * 30)
+    else:  # the last block sees no class: once an image, whatever the classes
+        assert sum(read) == images * (5 + 25 + 30)
+
+
+def test_noise_is_the_images_own():
+    latents = torch.randn(5, 4, 3, 3)
+    copies = list(noisy_copies(latents, samples=3, sigma=0.2))
+    assert len(copies) == 3
+    assert torch.equal(copies[0], latents)
+    alone = list(noisy_copies(latents[2:3], samples=3, sigma=0.2))
+    assert all(torch.equal(a[0], c[2]) for a, c in zip(alone, copies, strict=True))
+    noise = torch.stack(copies[1:]) - latents
+    assert 0.1 < noise.std() < 0.3
+    assert not torch.allclose(noise[0], noise[1])
 
 
 def test_by_scale_sums_the_tokens_of_each():

@@ -1,0 +1,161 @@
+"""Which classes are scored on which scales and how often, and what that costs (2510.12060).
+
+Shapes: D width, C classes, L tokens, p_k side of scale k.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from cil.errors import UserError
+from cil.models.tokenizer import MultiScaleTokenizer
+from cil.models.var import VAR
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Score the classes left, then keep the best `keep` of them."""
+
+    scales: int  # the first so many scales
+    samples: int  # copies of the image whose log-likelihoods are averaged, the clean one counted
+    keep: int
+
+
+Schedule = Sequence[Stage]
+
+
+def schedule(name: str, scales: int, samples: int) -> tuple[Stage, ...]:
+    """The schedule of that name for a model of so many scales; its last stage takes `samples`.
+
+    varc: every class on every scale. a_varc: every class on the first 6 of 10 scales (as large a
+    share of other numbers of scales), the best 10 on all, the best 3 of those on several copies
+    (three as published).
+
+    Raises:
+        UserError: no schedule has that name.
+    """
+    first = max(1, round(0.6 * scales))
+    named = {
+        "varc": (Stage(scales, samples, 1),),
+        "a_varc": (Stage(first, 1, 10), Stage(scales, 1, 3), Stage(scales, samples, 1)),
+    }
+    if name not in named:
+        raise UserError(f"there is no schedule {name}: choose {' or '.join(named)}.")
+    return named[name]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates to classify one image."""
+
+    layers: float  # in linear layers and convolutions: what the literature counts
+    attention: float  # in the products of queries with keys and of weights with values
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.layers + other.layers, self.attention + other.attention)
+
+    def __sub__(self, other: "Cost") -> "Cost":
+        return Cost(self.layers - other.layers, self.attention - other.attention)
+
+    def times(self, count: float) -> "Cost":
+        return Cost(count * self.layers, count * self.attention)
+
+
+def cost(
+    stages: Schedule,
+    trunk: VAR,
+    classes: int,
+    tokenizer: MultiScaleTokenizer | None = None,
+    cached: bool = True,
+) -> Cost:
+    """What classifying one image among `classes` costs, the encoder included if one is given.
+
+    With `cached` False every stage starts from nothing, as in the authors' code; with True it reads
+    on where the stage before it stopped, and scores no copy of the image twice.
+    """
+    total = encoder_cost(tokenizer) if tokenizer is not None else Cost(0.0, 0.0)
+    read: list[int] = []  # how many scales of each copy the cache holds, for all classes left
+    left = classes
+    for stage in stages:
+        for copy in range(stage.samples):
+            before = read[copy] if cached and copy < len(read) else 0
+            common = common_cost(trunk, stage.scales) - common_cost(trunk, before)
+            own = class_cost(trunk, stage.scales) - class_cost(trunk, before)
+            total += common + own.times(left)
+            read[copy : copy + 1] = [max(before, stage.scales)]
+        left = min(left, stage.keep)
+    return total
+
+
+def common_cost(trunk: VAR, scales: int) -> Cost:
+    """What the first `scales` scales cost once an image: nothing if the class enters at once."""
+    if not trunk.condition_from or not scales:
+        return Cost(0.0, 0.0)
+    tokens = _tokens(trunk, scales)
+    embedded = (tokens - _tokens(trunk, 1)) * _macs(trunk.embed)
+    return Cost(embedded, 0.0) + _blocks_cost(trunk, range(trunk.condition_from), scales)
+
+
+def class_cost(trunk: VAR, scales: int) -> Cost:
+    """What the first `scales` scales cost for every class."""
+    if not scales:
+        return Cost(0.0, 0.0)
+    tokens = _tokens(trunk, scales)
+    layers = tokens * _macs(trunk.head) + _macs(trunk.head_adaln)
+    if trunk.shared_adaln is not None:
+        layers += _macs(trunk.shared_adaln)
+    if not trunk.condition_from:
+        layers += (tokens - _tokens(trunk, 1)) * _macs(trunk.embed)
+    blocks = range(trunk.condition_from, len(trunk.blocks))
+    return Cost(layers, 0.0) + _blocks_cost(trunk, blocks, scales)
+
+
+def encoder_cost(tokenizer: MultiScaleTokenizer) -> Cost:
+    """Encoding one image; counted by torch on tensors without content."""
+    with torch.device("meta"):
+        image = torch.empty(1, tokenizer.encoder.conv_in.in_channels, *2 * [tokenizer.image_size])
+    # A copy of the shapes alone: the weights stay where they are.
+    parameters = {n: torch.empty_like(p, device="meta") for n, p in tokenizer.named_parameters()}
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        torch.func.functional_call(_Encode(tokenizer), _prefixed(parameters), image)
+    flops = counter.get_flop_counts()["Global"]
+    attention = sum(n for op, n in flops.items() if "attention" in str(op))
+    return Cost((sum(flops.values()) - attention) / 2, attention / 2)
+
+
+class _Encode(nn.Module):
+    def __init__(self, tokenizer: MultiScaleTokenizer) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def forward(self, image: Any) -> Any:
+        return self.tokenizer.encode(image)
+
+
+def _prefixed(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"tokenizer.{name}": value for name, value in parameters.items()}
+
+
+def _blocks_cost(trunk: VAR, blocks: range, scales: int) -> Cost:
+    layers = attention = 0.0
+    sides = trunk.scales[:scales]
+    ends = [_tokens(trunk, k + 1) for k in range(scales)]
+    pairs = sum(p * p * end for p, end in zip(sides, ends, strict=True))
+    for block in (trunk.blocks[i] for i in blocks):
+        for name, layer in block.adaptable(everywhere=True).items():  # type: ignore[operator]
+            layers += _macs(layer) * (1 if name == "adaln" else ends[-1])
+        attention += 2 * pairs * trunk.width
+    return Cost(layers, attention)
+
+
+def _tokens(trunk: VAR, scales: int) -> int:
+    return sum(p * p for p in trunk.scales[:scales])
+
+
+def _macs(layer: nn.Linear) -> int:
+    """Of one row."""
+    return layer.in_features * layer.out_features
