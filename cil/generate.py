@@ -1,0 +1,123 @@
+"""Drawing images from a VAR, scale by scale (arXiv 2404.02905, section 3.3 and its public code).
+
+Shapes: B images, N tokens of a scale, V vocabulary, L tokens, D width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cil.models.class_groups import NULL_CLASS, Incremental
+from cil.models.tokenizer import MultiScaleTokenizer
+from cil.models.var import Cache
+
+
+@dataclass(frozen=True)
+class Samples:
+    tokens_BL: Tensor
+    images: Tensor  # (B, channels, H, W) in [-1, 1]
+
+
+@torch.inference_mode()
+def sample(
+    model: Incremental,
+    tokenizer: MultiScaleTokenizer,
+    labels: Sequence[int],
+    seeds: Sequence[int],
+    *,
+    guidance: float = 1.5,
+    top_k: int = 900,
+    top_p: float = 0.96,
+) -> Samples:
+    """One image for each label, drawn with the seed beside it.
+
+    Guidance grows with the scale, from nothing to `guidance`: logits (1 + t) cond - t uncond with
+    t = guidance * k / (K - 1). What has no class is the first trunk's, without an adapter. Of the
+    logits the `top_k` highest are kept (0: all), and of those the fewest that hold a probability of
+    `top_p`. An image depends on its own label and seed, not on the others of the batch.
+    """
+    device = model.groups.null.device
+    wanted = torch.tensor(labels, device=device)
+    tokens_BL = torch.empty(len(labels), tokenizer.tokens, dtype=torch.long, device=device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    for group in range(len(model.groups)):
+        own = model.groups.labels(group)
+        rows = ((wanted >= own.start) & (wanted < own.stop)).nonzero()[:, 0]
+        if len(rows):
+            of_rows = [generators[row] for row in rows.tolist()]
+            drawing = _Drawing(model, tokenizer, group, wanted[rows], of_rows)
+            tokens_BL[rows] = drawing.run(guidance, top_k, top_p)
+    return Samples(tokens_BL, tokenizer.decode(tokens_BL))
+
+
+class _Drawing:
+    """Images of one class group on their way from the first scale to the last."""
+
+    def __init__(
+        self,
+        model: Incremental,
+        tokenizer: MultiScaleTokenizer,
+        group: int,
+        labels_B: Tensor,
+        generators: list[torch.Generator],
+    ) -> None:
+        self.model, self.tokenizer, self.group = model, tokenizer, group
+        self.labels_B, self.generators = labels_B, generators
+        self.null_B = torch.full_like(labels_B, NULL_CLASS)
+        self.with_class, self.without = Cache(), Cache()
+        self.guided = False
+
+    def run(self, guidance: float, top_k: int, top_p: float) -> Tensor:
+        """The tokens (B, L)."""
+        tokenizer, drawn = self.tokenizer, []
+        self.guided = guidance != 0
+        latents = torch.zeros(
+            len(self.labels_B), tokenizer.codebook.shape[1], *2 * tokenizer.scales[-1:]
+        ).to(tokenizer.codebook)
+        for k in range(len(tokenizer.scales)):
+            # The first scale reads nothing but the start token.
+            inputs_BNZ = tokenizer.next_input(latents, k)[:, : None if k else 0]
+            share = guidance * k / max(len(tokenizer.scales) - 1, 1)
+            logits_BNV = self._logits(inputs_BNZ, k, share)
+            tokens_BN = self._draw(_filtered(logits_BNV.float(), top_k, top_p))
+            latents = latents + tokenizer.detail(tokens_BN, k)
+            drawn.append(tokens_BN)
+        return torch.cat(drawn, 1)
+
+    def _logits(self, inputs_BNZ: Tensor, k: int, share: float) -> Tensor:
+        model, group = self.model, self.group
+        trunk, adapter = model.trunk(group), model.groups.adapter(group)
+        scales, null_BD = range(k, k + 1), model.groups.condition(self.null_B)
+        class_BD = model.groups.condition(self.labels_B)
+        start_BD = null_BD if trunk.condition_from else class_BD
+        x = trunk.common(inputs_BNZ, start_BD, scales, adapter, self.with_class)
+        x = trunk.conditioned(x, class_BD, scales, adapter, self.with_class)
+        logits = trunk.logits(x, class_BD, adapter)
+        if not self.guided:
+            return logits
+        first = model.trunks[0]
+        x = first.common(inputs_BNZ, null_BD, scales, cache=self.without)  # type: ignore[operator]
+        x = first.conditioned(x, null_BD, scales, cache=self.without)  # type: ignore[operator]
+        plain = first.logits(x, null_BD)  # type: ignore[operator]
+        return (1 + share) * logits - share * plain
+
+    def _draw(self, logits_BNV: Tensor) -> Tensor:
+        """The highest of logits plus Gumbel noise is a draw from their softmax."""
+        noise = [torch.rand(logits_BNV.shape[1:], generator=g) for g in self.generators]
+        uniform_BNV = torch.stack(noise).to(logits_BNV).clamp_min(1e-20)
+        return (logits_BNV - (-uniform_BNV.log()).log()).argmax(-1)
+
+
+def _filtered(logits_BNV: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Logits outside the top k, or beyond the most probable share p, become -inf."""
+    if 0 < top_k < logits_BNV.shape[-1]:
+        least = logits_BNV.topk(top_k).values[..., -1:]
+        logits_BNV = logits_BNV.masked_fill(logits_BNV < least, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits_BNV.sort(descending=True)
+        probabilities = ordered.softmax(-1)
+        beyond = probabilities.cumsum(-1) - probabilities >= top_p  # the most probable one stays
+        logits_BNV = logits_BNV.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
+    return logits_BNV

@@ -1,0 +1,118 @@
+"""Sampling: the cached path against teacher forcing, filters, guidance, and whose seed it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from cil.generate import sample
+from cil.methods.seeding import seed_all
+from cil.methods.var_parts import build_model, build_tokenizer
+from cil.models.class_groups import NULL_CLASS, Incremental
+from cil.models.tokenizer import MultiScaleTokenizer
+
+LABELS, SEEDS = [4, 0, 1, 3], [10, 11, 12, 13]  # of three groups
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_tokenizer_config, shake) -> MultiScaleTokenizer:
+    seed_all(0)
+    tokenizer = build_tokenizer(tiny_tokenizer_config, image_channels=1)
+    shake(tokenizer)
+    return tokenizer.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=[("adapter", 0), ("copy", 0), ("adapter", 1), ("copy", 1)])
+def model(request, tiny_tokenizer_config, tiny_var_config, shake) -> Incremental:
+    seed_all(1)
+    plasticity, condition_from = request.param
+    settings = replace(tiny_var_config, plasticity=plasticity, condition_from=condition_from)
+    model = build_model(tiny_tokenizer_config, settings)
+    for classes in (2, 2, 1):
+        model.grow(classes)
+    shake(model, amount=0.3)
+    return model.eval()
+
+
+def teacher_forced(
+    model: Incremental, tokenizer: MultiScaleTokenizer, tokens_BL: Tensor, label: int
+) -> Tensor:
+    group = next((g for g in range(3) if label in model.groups.labels(g)), 0)
+    with torch.no_grad():
+        inputs = tokenizer.var_input(tokens_BL)
+        return model(inputs, torch.full((len(tokens_BL),), label), group)
+
+
+def test_the_cached_path_draws_what_teacher_forcing_finds_likeliest(model, tokenizer):
+    drawn = sample(model, tokenizer, LABELS, SEEDS, guidance=0, top_k=1)
+    for row, label in enumerate(LABELS):
+        tokens = drawn.tokens_BL[row : row + 1]
+        logits = teacher_forced(model, tokenizer, tokens, label)
+        assert torch.equal(logits.argmax(-1), tokens)
+    assert drawn.images.shape == (4, 1, 8, 8)
+    assert torch.equal(drawn.images, tokenizer.decode(drawn.tokens_BL))
+
+
+def test_guidance_grows_with_the_scale(model, tokenizer):
+    drawn = sample(model, tokenizer, LABELS, SEEDS, guidance=3.0, top_k=1)
+    level = model.trunk(0).level_L
+    changed = 0
+    for row, label in enumerate(LABELS):
+        tokens = drawn.tokens_BL[row : row + 1]
+        own = teacher_forced(model, tokenizer, tokens, label)
+        inputs = tokenizer.var_input(tokens)
+        null = torch.tensor([NULL_CLASS])
+        with torch.no_grad():
+            condition = model.groups.condition(null)
+            plain = model.trunks[0](inputs, condition, None, model.groups.null)
+        share = (3.0 * level / 3)[:, None]
+        guided = (1 + share) * own - share * plain
+        assert torch.equal(guided.argmax(-1), tokens)
+        changed += int((own.argmax(-1) != tokens).sum())
+    assert changed > 0
+
+
+def test_an_image_depends_on_its_own_label_and_seed_alone(model, tokenizer):
+    together = sample(model, tokenizer, LABELS, SEEDS)
+    assert torch.equal(sample(model, tokenizer, LABELS, SEEDS).tokens_BL, together.tokens_BL)
+    for row in range(4):
+        alone = sample(model, tokenizer, LABELS[row : row + 1], SEEDS[row : row + 1])
+        assert torch.equal(alone.tokens_BL[0], together.tokens_BL[row])
+    other = sample(model, tokenizer, LABELS, [seed + 1 for seed in SEEDS])
+    assert (other.tokens_BL != together.tokens_BL).any(1).all()
+
+
+def test_draws_follow_the_probabilities(model, tokenizer):
+    count = 3000
+    drawn = sample(model, tokenizer, [0] * count, range(count), guidance=0, top_k=0, top_p=1.0)
+    expected = teacher_forced(model, tokenizer, drawn.tokens_BL[:1], 0)[0, 0].softmax(0)
+    found = drawn.tokens_BL[:, 0].bincount(minlength=len(expected)) / count
+    assert (found - expected).abs().max() < 4 * (0.25 / count) ** 0.5
+
+
+def test_only_the_likeliest_tokens_are_drawn(model, tokenizer):
+    count = 500
+    start = teacher_forced(model, tokenizer, torch.zeros(1, 30, dtype=torch.long), 0)[0, 0]
+    order = start.argsort(descending=True)
+    top = sample(model, tokenizer, [0] * count, range(count), guidance=0, top_k=3, top_p=1.0)
+    assert set(top.tokens_BL[:, 0].tolist()) <= set(order[:3].tolist())
+    before = start.softmax(0)[order].cumsum(0) - start.softmax(0)[order]
+    nucleus = set(order[before < 0.5].tolist())
+    most = sample(model, tokenizer, [0] * count, range(count), guidance=0, top_k=0, top_p=0.5)
+    assert set(most.tokens_BL[:, 0].tolist()) <= nucleus
+    assert len(set(most.tokens_BL[:, 0].tolist())) == len(nucleus)
+
+
+def test_a_later_group_changes_no_pixel_of_an_earlier_class(
+    tokenizer, tiny_tokenizer_config, tiny_var_config, shake
+):
+    seed_all(1)
+    model = build_model(tiny_tokenizer_config, replace(tiny_var_config, plasticity="adapter"))
+    model.grow(2)
+    shake(model, amount=0.3)
+    before = sample(model.eval(), tokenizer, [0, 1], [5, 6])
+    model.grow(2)
+    torch.nn.init.normal_(model.groups.embeddings[1])
+    shake(model.groups.adapters[1])
+    assert torch.equal(sample(model.eval(), tokenizer, [0, 1], [5, 6]).images, before.images)
