@@ -1,4 +1,4 @@
-"""The generative method: what learning reports, what scores are made of, what is refused."""
+"""The generative method: what learning reports and what scores are made of."""
 
 from dataclasses import replace
 
@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from cil.config import TokenizerConfig, VARConfig
-from cil.errors import UserError
 from cil.methods.seeding import seed_all
 from cil.methods.var import VARMethod, with_rotations
-from cil.methods.var_parts import check_settings
 from cil.streams.tokens import augmented_views
+
+pytestmark = pytest.mark.integration  # every test learns
 
 
 @pytest.fixture(scope="module")
@@ -147,35 +146,6 @@ def test_one_turn_is_none():
     assert with_rotations(images, turns=1) is images
 
 
-@pytest.mark.parametrize(
-    ("tokenizer", "var", "message"),
-    [
-        ({"scales": [1, 2, 3]}, {}, "6 px"),
-        ({"multipliers": [1, 1, 1]}, {}, "16 px"),
-        ({"scales": [1, 3, 2, 4]}, {}, "tokenizer.scales"),
-        ({"scales": [1, 2, 2, 4]}, {}, "tokenizer.scales"),
-        ({"scales": [0, 2, 4]}, {}, "tokenizer.scales"),
-        ({"vocabulary": 1}, {}, "tokenizer.vocabulary"),
-        ({"vocabulary": 32769}, {}, "tokenizer.vocabulary"),
-        ({"steps": 0}, {}, "tokenizer.steps"),
-        ({}, {"heads": 5}, "var.heads"),
-        ({}, {"views": 0}, "var.views"),
-        ({}, {"lr": -1.0}, "var.lr"),
-    ],
-)
-def test_settings_that_do_not_fit_are_refused(
-    tiny_stream, tiny_tokenizer_config, tokenizer, var, message
-):
-    with pytest.raises(UserError, match=message):
-        check_settings(
-            tiny_stream, replace(tiny_tokenizer_config, **tokenizer), replace(VARConfig(), **var)
-        )
-
-
-def test_the_shipped_settings_fit(tiny_stream):
-    check_settings(replace(tiny_stream, image_size=16), TokenizerConfig(), VARConfig())
-
-
 @pytest.mark.parametrize("steps", [1, 10, 11])
 def test_any_number_of_steps_can_be_learned(
     steps, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
@@ -188,3 +158,39 @@ def test_any_number_of_steps_can_be_learned(
     assert max(logged) == 3 * steps - 1
     scores: Tensor = method.scores(tiny_images)
     assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("plasticity", ["adapter", "copy"])
+def test_classes_that_enter_late_are_as_safe_from_later_groups(
+    plasticity, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
+):
+    settings = replace(tiny_var_config, plasticity=plasticity, condition_from=1)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    method.learn(tiny_stream.experiences[0], lambda step, values: None)
+    before = method.scale_log_likelihoods(tiny_images)
+    early = {n: p.clone() for n, p in method.model.named_parameters()}
+    method.learn(tiny_stream.experiences[1], lambda step, values: None)
+    assert torch.equal(method.scale_log_likelihoods(tiny_images)[:, :2], before)
+    after = dict(method.model.named_parameters())
+    assert all(torch.equal(value, after[name]) for name, value in early.items())
+    if plasticity == "copy":  # what no class enters is kept once
+        assert len([name for name in after if name.endswith("blocks.0.fc1.weight")]) == 1
+        assert len([name for name in after if name.endswith("blocks.1.fc1.weight")]) == 3
+    resumed = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    resumed.load_state(method.state())
+    assert torch.equal(resumed.scores(tiny_images), method.scores(tiny_images))
+
+
+def test_a_schedule_drops_classes_and_costs_less(learned, tiny_images):
+    method, _, _ = learned
+    settings = method.settings
+    whole, evaluations = method.scores(tiny_images), method.size().likelihood_evaluations
+    assert evaluations == 4 * settings.smoothing_samples
+    method.settings = replace(settings, schedule="a_varc")
+    scores = method.scores(tiny_images)
+    left = scores.isfinite()
+    assert (left.sum(1) == 3).all()  # of four
+    torch.testing.assert_close(scores[left], whole[left])
+    assert (scores.argmax(1) == whole.argmax(1)).float().mean() > 0.9
+    assert method.size().likelihood_evaluations < evaluations
+    method.settings = settings
