@@ -93,6 +93,8 @@ class VARConfig:
     """Which classes are scored on which scales: all on all, or fewer and fewer on more and more."""
     smoothing_samples: int = 4
     """Copies of an image whose log-likelihoods are averaged, the clean one counted; 1: none."""
+    smoothing_mean: Literal["log_likelihoods", "probabilities"] = "log_likelihoods"
+    """Of what the copies are averaged: A-VARC's public code and its text differ."""
     smoothing_sigma: float = 0.04
     """Standard deviation of the noise on the tokenizer's latents of the other copies."""
 

@@ -4,7 +4,9 @@ Shapes: B images, n classes of a group, C classes in all, N pairs of image and c
 K scales, S copies of an image, Z latent channels.
 """
 
+import math
 from collections.abc import Iterator
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,10 @@ from cil.models.var import VAR, Cache
 # (image, class) pairs at a time. The activations of a small model then fit a processor's cache: of
 # 16 to 1,024 it was the fastest on two cores.
 MAX_ROWS = 64
+# Logits at a time in the head, which are wider than anything else: 1 GiB in fp32.
+MAX_LOGITS = 2**28
+
+Mean = Literal["log_likelihoods", "probabilities"]
 
 
 @torch.inference_mode()
@@ -56,48 +62,71 @@ def staged_scores(
     inputs_SBLZ: Tensor,
     weights_K: Tensor,
     stages: Schedule,
+    mean: Mean = "log_likelihoods",
     max_rows: int = MAX_ROWS,
+    reads: list[Tensor] | None = None,
 ) -> Tensor:
-    """Weighted log-likelihoods (B, C) of the classes that reach the last stage; -inf for others.
+    """Weighted log-likelihoods (B, C) of the classes left at the end; -inf for the others.
 
     tokens_SBL and inputs_SBLZ are those of at least as many copies of each image as a stage asks
-    for, the clean one first. A stage reads on where an earlier one stopped, with its keys, values
-    and log-likelihoods, and scores no copy anew.
+    for, the clean one first; `mean` says of what the copies are averaged (2510.12060: its public
+    code averages log-likelihoods, its text probabilities). A stage reads on where an earlier one
+    stopped, with its keys, values and log-likelihoods, and scores no copy anew. `reads` takes in,
+    for each chunk of images, how many classes each stage read for each (stages, B).
     """
     chunk = max(1, max_rows // max(model.groups.sizes))
     parts = []
     for tokens, inputs in zip(tokens_SBL.split(chunk, 1), inputs_SBLZ.split(chunk, 1), strict=True):
         copies = [Images(model, t, i) for t, i in zip(tokens, inputs, strict=True)]
-        parts.append(_staged(model, copies, weights_K, stages))
+        parts.append(_staged(model, copies, weights_K, stages, mean, reads))
     return torch.cat(parts)
 
 
 def _staged(
-    model: Incremental, copies: list["Images"], weights_K: Tensor, stages: Schedule
+    model: Incremental,
+    copies: list["Images"],
+    weights_K: Tensor,
+    stages: Schedule,
+    mean: Mean,
+    reads: list[Tensor] | None,
 ) -> Tensor:
     images, classes, device = len(copies[0].tokens_BL), model.groups.classes, weights_K.device
     left_BC = torch.ones(images, classes, dtype=torch.bool, device=device)
     scores_BC = torch.empty(images, classes, device=device)
     readers: dict[tuple[int, int], Reader] = {}
+    counts = []
     for number, stage in enumerate(stages):
-        scores_BC.fill_(-torch.inf)
+        # An image with one class left is decided. (With one class in all, it is scored once.)
+        open_BC = left_BC & ((left_BC.sum(1, keepdim=True) > 1) | (number == 0))
+        counts.append(open_BC.sum(1))
         for group in range(len(model.groups)):
             labels = model.groups.labels(group)
-            left_Bn = left_BC[:, labels.start : labels.stop]
-            if not left_Bn.any():
+            open_Bn = open_BC[:, labels.start : labels.stop]
+            if not open_Bn.any():
                 continue
-            total = torch.zeros(int(left_Bn.sum()), device=device)
+            of_copies = []
             for c in range(stage.samples):
                 last = not any(c < later.samples for later in stages[number + 1 :])
                 if (c, group) not in readers:
-                    readers[c, group] = Reader(copies[c], group, left_Bn)
-                readers[c, group].keep(left_Bn)
+                    readers[c, group] = Reader(copies[c], group, open_Bn)
+                readers[c, group].keep(open_Bn)
                 values_NL = readers[c, group].read(stage.scales, last)
-                total += by_scale(values_NL, copies[c].scales) @ weights_K[: stage.scales]
-            scores_BC[:, labels.start : labels.stop][left_Bn] = total / stage.samples
-        best = scores_BC.topk(min(stage.keep, classes), dim=1).indices
-        left_BC = torch.zeros_like(left_BC).scatter(1, best, True) & left_BC
+                values_NK = by_scale(values_NL, copies[c].scales)
+                of_copies.append(values_NK @ weights_K[: stage.scales])
+            scores_BC[:, labels.start : labels.stop][open_Bn] = _mean(torch.stack(of_copies), mean)
+        scores_BC.masked_fill_(~left_BC, -torch.inf)
+        best = scores_BC.topk(min(stage.keep, classes), dim=1)
+        near_BC = scores_BC >= best.values[:, :1] - stage.margin
+        left_BC = torch.zeros_like(left_BC).scatter(1, best.indices, True) & left_BC & near_BC
+    if reads is not None:
+        reads.append(torch.stack(counts))
     return scores_BC
+
+
+def _mean(scores_SN: Tensor, mean: Mean) -> Tensor:
+    if mean == "log_likelihoods":
+        return scores_SN.mean(0)
+    return scores_SN.logsumexp(0) - math.log(len(scores_SN))
 
 
 class Images:
@@ -167,10 +196,16 @@ class Reader:
             inputs = images.inputs(trunk, scales)[self.image_N]
             x = trunk.common(inputs, self.condition_ND, scales, self.adapter, cache)
         x = trunk.conditioned(x, self.condition_ND, scales, self.adapter, cache)
-        logits = trunk.logits(x, self.condition_ND, self.adapter)
         targets = images.tokens_BL[:, trunk.tokens_of(scales)][self.image_N]
-        losses = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none")
-        return -losses.view(targets.shape)
+        rows = max(1, MAX_LOGITS // (targets.shape[1] * trunk.head.out_features))
+        parts = []
+        for x_rows, condition, target in zip(
+            x.split(rows), self.condition_ND.split(rows), targets.split(rows), strict=True
+        ):
+            logits = trunk.logits(x_rows, condition, self.adapter).flatten(0, 1).float()
+            losses = F.cross_entropy(logits, target.flatten(), reduction="none")
+            parts.append(-losses.view(target.shape))
+        return torch.cat(parts)
 
     def _take(self, pairs_Bn: Tensor) -> None:
         self.image_N, self.class_N = pairs_Bn.nonzero(as_tuple=True)

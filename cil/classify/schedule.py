@@ -3,12 +3,13 @@
 Shapes: D width, C classes, L tokens, p_k side of scale k.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cil.errors import UserError
@@ -18,14 +19,19 @@ from cil.models.var import VAR
 
 @dataclass(frozen=True)
 class Stage:
-    """Score the classes left, then keep the best `keep` of them."""
+    """Score the classes left, then keep the best `keep` of them that are near the very best.
+
+    An image with a single class left is decided: no further stage reads it.
+    """
 
     scales: int  # the first so many scales
     samples: int  # copies of the image whose log-likelihoods are averaged, the clean one counted
     keep: int
+    margin: float = math.inf  # nats that a class may lie below the best
 
 
 Schedule = Sequence[Stage]
+_ALL = 2**31  # classes that a stage may keep: as many as there are
 
 
 def schedule(name: str, scales: int, samples: int) -> tuple[Stage, ...]:
@@ -46,6 +52,37 @@ def schedule(name: str, scales: int, samples: int) -> tuple[Stage, ...]:
     if name not in named:
         raise UserError(f"there is no schedule {name}: choose {' or '.join(named)}.")
     return named[name]
+
+
+def adaptive(margins_K: Sequence[float], samples: int) -> tuple[Stage, ...]:
+    """Prune after every scale by the margin of the posterior; `fit_margins` finds the margins."""
+    *coarse, _ = margins_K
+    stages = [Stage(k + 1, 1, _ALL, margin) for k, margin in enumerate(coarse)]
+    return (*stages, Stage(len(margins_K), samples, 1))
+
+
+def fit_margins(values_BCK: Tensor, labels_B: Tensor, tolerance: float = 0.005) -> list[float]:
+    """The margins after each scale that drop the true class of few held-out images.
+
+    values_BCK are weighted log-likelihoods of every class and scale. Of the images that all scales
+    together classify rightly at most the share `tolerance` is lost, with the same quantile of what
+    they need at every scale. No margin is below -log(tolerance): a class that is that much less
+    likely than the best may be dropped whatever the held-out images say, and no nearer one.
+    """
+    partial_BCK = values_BCK.double().cumsum(-1)
+    right_B = partial_BCK[..., -1].argmax(1) == labels_B
+    partial_BCK, labels_B = partial_BCK[right_B], labels_B[right_B]
+    own_BK = partial_BCK[torch.arange(len(labels_B)), labels_B]
+    needed_BK = partial_BCK.amax(1) - own_BK
+    floor = -math.log(tolerance)
+    if not len(needed_BK):
+        return [math.inf] * values_BCK.shape[-1]
+    # An image is lost if its rank at any scale lies above the quantile.
+    ordered_KB = needed_BK.T.sort(1).values.contiguous()
+    ranks_KB = torch.searchsorted(ordered_KB, needed_BK.T.contiguous(), right=True)
+    worst_B = ranks_KB.amax(0).sort().values
+    level = int(worst_B[math.ceil((1 - tolerance) * len(worst_B)) - 1])
+    return [max(float(needed), floor) for needed in ordered_KB[:, level - 1]]
 
 
 @dataclass(frozen=True)
@@ -71,23 +108,27 @@ def cost(
     classes: int,
     tokenizer: MultiScaleTokenizer | None = None,
     cached: bool = True,
+    reads: Sequence[float] | None = None,
 ) -> Cost:
     """What classifying one image among `classes` costs, the encoder included if one is given.
+
+    `reads`, where given, is the mean number of classes that each stage read; without it every stage
+    is taken to keep as many as it may.
 
     With `cached` False every stage starts from nothing, as in the authors' code; with True it reads
     on where the stage before it stopped, and scores no copy of the image twice.
     """
     total = encoder_cost(tokenizer) if tokenizer is not None else Cost(0.0, 0.0)
     read: list[int] = []  # how many scales of each copy the cache holds, for all classes left
-    left = classes
-    for stage in stages:
+    for number, stage in enumerate(stages):
+        left = classes if reads is None else reads[number]
         for copy in range(stage.samples):
             before = read[copy] if cached and copy < len(read) else 0
             common = common_cost(trunk, stage.scales) - common_cost(trunk, before)
             own = class_cost(trunk, stage.scales) - class_cost(trunk, before)
             total += common + own.times(left)
             read[copy : copy + 1] = [max(before, stage.scales)]
-        left = min(left, stage.keep)
+        classes = min(classes, stage.keep)
     return total
 
 
@@ -136,7 +177,7 @@ class _Encode(nn.Module):
         return self.tokenizer.encode(image)
 
 
-def _prefixed(parameters: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _prefixed(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"tokenizer.{name}": value for name, value in parameters.items()}
 
 

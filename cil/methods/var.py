@@ -122,7 +122,8 @@ class VARMethod:
         """Classes that an early stage of the schedule leaves out score -inf."""
         tokens_SBL, inputs_SBLZ = self._copies(images, self.settings.smoothing_samples)
         weights_K = self.scale_weights_K.to(images.device)
-        return staged_scores(self.model, tokens_SBL, inputs_SBLZ, weights_K, self._stages())
+        stages, mean = self._stages(), self.settings.smoothing_mean
+        return staged_scores(self.model, tokens_SBL, inputs_SBLZ, weights_K, stages, mean)
 
     @torch.inference_mode()
     def _copies(self, images: Tensor, samples: int) -> tuple[Tensor, Tensor]:

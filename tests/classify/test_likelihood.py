@@ -138,6 +138,7 @@ def copies(tokenizer, tiny_images) -> tuple[Tensor, Tensor]:
         return torch.stack(tokens), torch.stack([tokenizer.var_input(t) for t in tokens])
 
 
+@pytest.mark.parametrize("mean", ["log_likelihoods", "probabilities"])
 @pytest.mark.parametrize("max_rows", [3, 1000])
 @pytest.mark.parametrize(
     "stages",
@@ -147,9 +148,14 @@ def copies(tokenizer, tiny_images) -> tuple[Tensor, Tensor]:
         [Stage(2, 1, 3), Stage(4, 1, 2), Stage(4, 3, 1)],
         [Stage(1, 2, 4), Stage(3, 3, 2), Stage(4, 2, 1)],
         [Stage(4, 1, 3), Stage(2, 2, 1)],
+        [Stage(2, 1, 1), Stage(4, 1, 1)],
+        [Stage(1, 1, 6, margin=1.0), Stage(2, 1, 6, margin=4.0), Stage(4, 2, 1)],
     ],
 )
-def test_stages_score_as_if_everything_had_been_scored(model, copies, stages, max_rows):
+def test_stages_score_as_if_everything_had_been_scored(
+    model, copies, stages, max_rows, mean, monkeypatch
+):
+    monkeypatch.setattr("cil.classify.likelihood.MAX_LOGITS", 1000)  # two rows of 30 x 16
     tokens, inputs = copies
     weights = torch.tensor([0.4, 1.3, 0.9, 1.4])
     whole = [
@@ -157,13 +163,20 @@ def test_stages_score_as_if_everything_had_been_scored(model, copies, stages, ma
         for t, i in zip(tokens, inputs, strict=True)
     ]
     left = torch.ones(len(tokens[0]), sum(SIZES), dtype=torch.bool)
+    expected = torch.zeros(left.shape)
     for stage in stages:
-        values = torch.stack(whole[: stage.samples]).mean(0)
-        expected = values[:, :, : stage.scales] @ weights[: stage.scales]
+        values = torch.stack(whole[: stage.samples])[..., : stage.scales]
+        scores = values @ weights[: stage.scales]
+        found = scores.mean(0)
+        if mean == "probabilities":
+            found = scores.double().exp().mean(0).log().float()
+        undecided = left.sum(1) > 1  # nothing more is asked of an image with one class left
+        expected[undecided] = found[undecided]
         expected[~left] = -torch.inf
         if stage is not stages[-1]:
             left = expected.argsort(1, descending=True).argsort(1) < stage.keep
-    found = staged_scores(model, tokens, inputs, weights, stages, max_rows)
+            left &= expected >= expected.amax(1, keepdim=True) - stage.margin
+    found = staged_scores(model, tokens, inputs, weights, stages, mean, max_rows)
     assert torch.equal(found.isinf(), expected.isinf())
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
@@ -177,10 +190,12 @@ def test_no_scale_is_read_twice_for_a_class_that_stays(model, copies):
         for layer in {trunk.blocks[-1].attention for trunk in model.trunks}
     ]
     stages = [Stage(2, 1, 2), Stage(4, 2, 1)]
-    staged_scores(model, tokens, inputs, torch.ones(4), stages, max_rows=1000)
+    reads: list[Tensor] = []
+    staged_scores(model, tokens, inputs, torch.ones(4), stages, max_rows=21, reads=reads)
     for handle in handles:
         handle.remove()
     images = len(tokens[0])
+    assert [count.tolist() for count in torch.cat(reads, 1)] == [[6] * images, [2] * images]
     if model.trunk(0).condition_from < len(model.trunk(0).blocks):
         assert sum(read) == images * (6 * 5 + 2 * 25 + 2 * 30)
     else:  # the last block sees no class: once an image, whatever the classes

@@ -1,15 +1,20 @@
 """What schedules cost: the figures of the literature, and hand-counted small ones."""
 
+import math
+
 import pytest
 import torch
+from torch import Tensor
 
 from cil.classify.schedule import (
     Cost,
     Stage,
+    adaptive,
     class_cost,
     common_cost,
     cost,
     encoder_cost,
+    fit_margins,
     schedule,
 )
 from cil.errors import UserError
@@ -109,3 +114,52 @@ def test_schedules_by_name():
     assert schedule("varc", 4, 2) == (Stage(4, 2, 1),)
     with pytest.raises(UserError, match="no schedule vark"):
         schedule("vark", 4, 1)
+
+
+def values_and_labels() -> tuple[Tensor, Tensor]:
+    """Evidence of 400 images for 6 classes on 3 scales: weak and noisy first, stronger later."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(6, (400,), generator=generator)
+    values = 4 * torch.randn(400, 6, 3, generator=generator)
+    values[torch.arange(400), labels] += torch.tensor([2.0, 6.0, 12.0])
+    return values, labels
+
+
+def pruned(values: Tensor, margins: list[float]) -> tuple[Tensor, float]:
+    """The class found by pruning after every scale, and how many classes the last one reads."""
+    partial = values.cumsum(-1)
+    left = torch.ones(values.shape[:2], dtype=torch.bool)
+    for k, margin in enumerate(margins[:-1]):
+        scores = partial[..., k].masked_fill(~left, -torch.inf)
+        left &= scores >= scores.amax(1, keepdim=True) - margin
+    return partial[..., -1].masked_fill(~left, -torch.inf).argmax(1), left.sum(1).float().mean()
+
+
+@pytest.mark.parametrize("tolerance", [0.003, 0.02, 0.1])
+def test_fitted_margins_lose_as_much_as_is_allowed(tolerance):
+    values, labels = values_and_labels()
+    margins = fit_margins(values, labels, tolerance)
+    whole = (values.sum(-1).argmax(1) == labels).float().mean()
+    found, left = pruned(values, margins)
+    assert whole - (found == labels).float().mean() <= tolerance
+    assert left < 6
+    tighter = [0.8 * margin for margin in margins]
+    lost = whole - (pruned(values, tighter)[0] == labels).float().mean()
+    assert lost > tolerance / 2 or min(margins) == pytest.approx(-math.log(tolerance))
+
+
+def test_margins_leave_what_is_not_settled():
+    """Where the first scale separates all held-out images, the margin is that of a posterior."""
+    values = torch.zeros(20, 2, 2)
+    labels = torch.arange(20) % 2
+    values[torch.arange(20), labels] = 50.0
+    assert fit_margins(values, labels, 0.005) == pytest.approx([math.log(200)] * 2)
+    wrong = fit_margins(values, 1 - labels, 0.005)
+    assert wrong == [math.inf, math.inf]  # nothing to learn from
+
+
+def test_the_adaptive_schedule_reads_scale_after_scale():
+    first, second, last = adaptive([3.0, 5.0, 7.0], samples=4)
+    assert (first.scales, first.samples, first.margin) == (1, 1, 3.0)
+    assert (second.scales, second.samples, second.margin) == (2, 1, 5.0)
+    assert last == Stage(3, 4, 1)
