@@ -19,7 +19,7 @@ ALLOWED = {
     "table": {"records", "metrics", "plots", "errors"},
     "protocol": {"config", "errors", "methods", "streams", "records", "tracking", "metrics",
                  "plots"},
-    "registry": {"command_line", "config", "errors", "methods"},
+    "registry": {"command_line", "config", "errors", "methods", "streams"},
     "methods": {"config", "errors", "streams", "classify", "models"},
     "generate": {"models"},
     "classify": {"models", "errors"},

@@ -14,7 +14,8 @@ import yaml
 from tiny import TINY
 
 from cil import metrics, run
-from cil.records import read_runs
+from cil.config import TrainerConfig
+from cil.records import read_run, read_runs
 
 METHODS = ("var", "finetune", "replay", "joint")
 
@@ -47,6 +48,47 @@ def copied(ran: Path, tmp_path: Path) -> Path:
 
 
 # --- a whole command ---
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("name", ["var", "replay"])
+def test_a_finished_run_gives_back_its_method(ran: Path, name: str) -> None:
+    """As it was at the end: it predicts what the record says it predicted."""
+    from cil.methods.registry import restore
+    from cil.protocol import score_groups
+
+    view = read_run(ran / "split_digits" / name / "seed0")
+    trainer = TrainerConfig(accelerator="cpu", progress=False)
+    method, stream = restore(view, trainer)
+    results = score_groups(method, stream.experiences, trainer)
+    found = [int(c) for scores, _ in results for c in scores.argmax(1)]
+    assert found == view.predictions()["prediction"].tolist()
+
+
+@pytest.mark.integration
+def test_efficiency_compares_the_schedules_of_a_finished_run(
+    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments import efficiency
+
+    runs = ran / "split_digits"
+    options = ["--rounds=1", "--accelerator=cpu", f"--results={tmp_path}"]
+    monkeypatch.setattr(sys, "argv", ["efficiency", str(runs / "var" / "seed0"), *options])
+    assert efficiency.main() == 0
+    (path,) = tmp_path.glob("efficiency-digits-*.csv")
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    names = [(row["variant"], row["copies"]) for row in rows]
+    kinds = ("varc", "a_varc", "adaptive")
+    assert names == [("naive", "1"), *((kind, copies) for copies in "14" for kind in kinds)]
+    assert rows[0]["accuracy"] == rows[1]["accuracy"]  # batches change nothing
+    assert float(rows[1]["macs_against_naive"]) == 1
+    assert float(rows[4]["macs_against_naive"]) == pytest.approx(4)
+    assert float(rows[3]["macs_against_naive"]) <= 1
+
+    monkeypatch.setattr(sys, "argv", ["efficiency", str(runs / "replay" / "seed0"), *options])
+    assert efficiency.main() == 2
+    assert "is no run of a var method" in capsys.readouterr().err
 
 
 @pytest.mark.integration

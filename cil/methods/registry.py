@@ -4,7 +4,14 @@ from dataclasses import asdict, replace
 from typing import Any, get_args
 
 from cil.command_line import near
-from cil.config import Config, VARConfig
+from cil.config import (
+    Config,
+    DiscriminativeConfig,
+    StreamConfig,
+    TokenizerConfig,
+    TrainerConfig,
+    VARConfig,
+)
 from cil.errors import UserError
 
 PLASTICITIES: tuple[str, ...] = get_args(VARConfig.__annotations__["plasticity"])
@@ -55,6 +62,26 @@ def build(name: str, config: Config, stream: Any) -> Any:
     from cil.methods.var import VARMethod
 
     return VARMethod(name, stream, config.tokenizer, _var(name, config), config.trainer)
+
+
+def restore(run: Any, trainer: TrainerConfig) -> tuple[Any, Any]:
+    """A finished run's method as it was at the end, and the stream it learned.
+
+    `run` is a `cil.records.RunView`.
+
+    Raises:
+        UserError: its checkpoint is damaged.
+    """
+    from cil.streams import open_stream
+
+    kinds = {"stream": StreamConfig, "tokenizer": TokenizerConfig, "var": VARConfig}
+    kinds["discriminative"] = DiscriminativeConfig
+    sections = {n: kind(**run.config[n]) for n, kind in kinds.items() if n in run.config}
+    config = Config(**sections, trainer=trainer)
+    stream = open_stream(config.stream)
+    method = build(run.method, config, stream)
+    method.load_state(run.state())
+    return method, stream
 
 
 def _var(name: str, config: Config) -> VARConfig:

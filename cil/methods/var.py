@@ -110,7 +110,7 @@ class VARMethod:
 
     def scale_log_likelihoods(self, images: Tensor) -> Tensor:
         """images (B, channels, H, W) -> log p(scale's tokens | coarser ones, class) (B, C, K)."""
-        tokens_SBL, inputs_SBLZ = self._copies(images, samples=1)
+        tokens_SBL, inputs_SBLZ = self.copies(images, samples=1)
         values_BCL = token_log_likelihoods(self.model, tokens_SBL[0], inputs_SBLZ[0])
         return by_scale(values_BCL, self.tokenizer.scales)
 
@@ -120,13 +120,13 @@ class VARMethod:
 
     def scores(self, images: Tensor) -> Tensor:
         """Classes that an early stage of the schedule leaves out score -inf."""
-        tokens_SBL, inputs_SBLZ = self._copies(images, self.settings.smoothing_samples)
+        tokens_SBL, inputs_SBLZ = self.copies(images, self.settings.smoothing_samples)
         weights_K = self.scale_weights_K.to(images.device)
         stages, mean = self._stages(), self.settings.smoothing_mean
         return staged_scores(self.model, tokens_SBL, inputs_SBLZ, weights_K, stages, mean)
 
     @torch.inference_mode()
-    def _copies(self, images: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    def copies(self, images: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Tokens (S, B, L) of each image and of noisy copies, and what the transformer reads."""
         self.tokenizer.to(images.device)
         self.model.to(images.device)

@@ -1,7 +1,7 @@
 """What a run leaves on disk: the only reader and writer of run folders."""
 
 from cil.records.files import write_bytes, write_json
-from cil.records.layout import RunView, read_runs
+from cil.records.layout import RunView, read_run, read_runs
 from cil.records.run_record import RunRecord, figure_bytes, finished_run, write_figure
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "RunView",
     "figure_bytes",
     "finished_run",
+    "read_run",
     "read_runs",
     "write_bytes",
     "write_figure",

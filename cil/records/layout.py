@@ -26,6 +26,7 @@ import yaml
 from numpy.typing import NDArray
 
 from cil.errors import UserError
+from cil.records.checkpoints import load_checkpoint
 from cil.records.files import damaged, explained, read_bytes, read_json
 
 if TYPE_CHECKING:
@@ -152,6 +153,14 @@ def read_matrix(folder: Path, progress: Progress) -> FloatArray:
     return R
 
 
+def newest_checkpoint(progress: Progress) -> str:
+    """Its name within the run folder; ValueError before the first experience is learned."""
+    names = [name for name in progress.sha256 if name.startswith(CHECKPOINTS)]
+    if not names:
+        raise ValueError("no experience has been learned yet")
+    return names[0]
+
+
 @dataclass(frozen=True)
 class RunView:
     """A finished run, to be read: matrix (T, T), sizes the test images of each class group."""
@@ -170,6 +179,12 @@ class RunView:
     def metrics(self) -> "pd.DataFrame":
         """metrics.csv: experience, step, name, value."""
         return _read_table(self.folder / METRICS)
+
+    def state(self) -> dict[str, Any]:
+        """The method as it was at the end (`cil.methods.registry.restore` makes one of it)."""
+        progress = read_progress(self.folder)
+        name = newest_checkpoint(progress)
+        return load_checkpoint(self.folder / name, progress.sha256[name])
 
     def predictions(self) -> "pd.DataFrame":
         """predictions.csv as the protocol wrote it."""

@@ -155,10 +155,8 @@ class RunRecord:
 
     def load_state(self) -> dict[str, Any]:
         """The state saved last, on the CPU; UserError when its file is damaged or missing."""
-        names = [name for name in self._progress.sha256 if name.startswith(layout.CHECKPOINTS)]
-        if not names:
-            raise ValueError("no experience has been learned yet")
-        return load_checkpoint(self.folder / names[0], self._progress.sha256[names[0]])
+        name = layout.newest_checkpoint(self._progress)
+        return load_checkpoint(self.folder / name, self._progress.sha256[name])
 
     def save_evaluated(self, experience: int, row: Sequence[float], sizes: Sequence[int]) -> None:
         """Commit the evaluation after an experience.
