@@ -82,17 +82,17 @@ class VARConfig:
     lr: float = 8.0e-3
     """Peak learning rate (AdamW, one cycle)."""
     weight_decay: float = 0.05
-    """Weight decay of matrices; vectors and embeddings have none."""
+    """Weight decay of a trunk's matrices; vectors, embeddings and adapters have none."""
     condition_dropout: float = 0.1
     """Share of training images shown with the null class while the trunk learns."""
     rotations: bool = True
-    """Whether the trunk's first images are also learned turned by quarters, as extra classes."""
+    """Whether tokenizer and trunk learn images turned by random quarters, each turn its classes."""
     scale_weights: bool = True
     """Whether classification weights the scales (fitted on held-out images of experience 0)."""
     schedule: Literal["varc", "a_varc"] = "varc"
-    """Which classes are scored on which scales: all on all, or fewer and fewer on more and more."""
+    """varc: all classes on all scales; a_varc: ten after the coarse ones, three smoothed."""
     smoothing_samples: int = 4
-    """Copies of an image whose log-likelihoods are averaged, the clean one counted; 1: none."""
+    """Copies of an image whose likelihoods are averaged, the clean one counted; 1: no smoothing."""
     smoothing_mean: Literal["log_likelihoods", "probabilities"] = "log_likelihoods"
     """Of what the copies are averaged: A-VARC's public code and its text differ."""
     smoothing_sigma: float = 0.04

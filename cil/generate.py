@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cil.errors import UserError
 from cil.models.class_groups import NULL_CLASS, Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
 from cil.models.var import Cache
@@ -36,8 +37,18 @@ def sample(
     Guidance grows with the scale, from nothing to `guidance`: logits (1 + t) cond - t uncond with
     t = guidance * k / (K - 1). What has no class is the first trunk's, without an adapter. Of the
     logits the `top_k` highest are kept (0: all), and of those the fewest that hold a probability of
-    `top_p`. An image depends on its own label and seed, not on the others of the batch.
+    `top_p`. An image's tokens depend on its own label and seed, not on the others of the batch.
+
+    Raises:
+        UserError: the model does not know a label, or there is not one seed for each.
     """
+    known = model.groups.classes
+    if not all(0 <= label < known for label in labels):
+        raise UserError(f"labels are {list(labels)}: the model knows the classes 0 to {known - 1}.")
+    if len(seeds) != len(labels):
+        raise UserError(
+            f"there are {len(seeds)} seeds for {len(labels)} labels: give one for each."
+        )
     device = model.groups.null.device
     wanted = torch.tensor(labels, device=device)
     tokens_BL = torch.empty(len(labels), tokenizer.tokens, dtype=torch.long, device=device)
@@ -118,6 +129,7 @@ def _filtered(logits_BNV: Tensor, top_k: int, top_p: float) -> Tensor:
     if top_p < 1:
         ordered, order = logits_BNV.sort(descending=True)
         probabilities = ordered.softmax(-1)
-        beyond = probabilities.cumsum(-1) - probabilities >= top_p  # the most probable one stays
+        beyond = probabilities.cumsum(-1) - probabilities >= top_p
+        beyond[..., 0] = False  # the most probable one stays
         logits_BNV = logits_BNV.masked_fill(beyond.scatter(-1, order, beyond), -torch.inf)
     return logits_BNV

@@ -33,6 +33,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: the same line goes on from the last experience", file=sys.stderr)
+        return 130
     return 0
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from cil.errors import UserError
 from cil.generate import sample
 from cil.methods.seeding import seed_all
 from cil.methods.var_parts import build_model, build_tokenizer
@@ -102,6 +103,17 @@ def test_only_the_likeliest_tokens_are_drawn(model, tokenizer):
     most = sample(model, tokenizer, [0] * count, range(count), guidance=0, top_k=0, top_p=0.5)
     assert set(most.tokens_BL[:, 0].tolist()) <= nucleus
     assert len(set(most.tokens_BL[:, 0].tolist())) == len(nucleus)
+
+
+def test_unknown_labels_and_missing_seeds_are_refused(model, tokenizer):
+    for labels in ([5], [-1]):
+        with pytest.raises(UserError, match="classes 0 to 4"):
+            sample(model, tokenizer, labels, [0])
+    with pytest.raises(UserError, match="1 seeds for 2 labels"):
+        sample(model, tokenizer, [0, 1], [0])
+    drawn = sample(model, tokenizer, [0], [0], guidance=0, top_p=0.0)
+    likeliest = sample(model, tokenizer, [0], [0], guidance=0, top_k=1)
+    assert torch.equal(drawn.tokens_BL, likeliest.tokens_BL)
 
 
 def test_a_later_group_changes_no_pixel_of_an_earlier_class(

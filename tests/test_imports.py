@@ -21,7 +21,7 @@ ALLOWED = {
                  "plots"},
     "registry": {"command_line", "config", "errors", "methods", "streams"},
     "methods": {"config", "errors", "streams", "classify", "models"},
-    "generate": {"models"},
+    "generate": {"models", "errors"},
     "classify": {"models", "errors"},
     "models": {"errors"},
     "streams": {"config", "errors"},

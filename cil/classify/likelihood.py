@@ -16,8 +16,8 @@ from cil.classify.schedule import Schedule
 from cil.models.class_groups import Incremental
 from cil.models.var import VAR, Cache
 
-# (image, class) pairs at a time. The activations of a small model then fit a processor's cache: of
-# 16 to 1,024 it was the fastest on two cores.
+# Pairs of image and class at a time (one image's classes of a group stay together). The activations
+# of a small model then fit a processor's cache: of 16 to 1,024 it was the fastest on two cores.
 MAX_ROWS = 64
 # Logits at a time in the head, which are wider than anything else: 1 GiB in fp32.
 MAX_LOGITS = 2**28
@@ -35,8 +35,8 @@ def group_log_likelihoods(
 ) -> Tensor:
     """log p(token | coarser tokens, class) for each class of one group -> (B, n, L).
 
-    A group is always scored on its own, at most `max_rows` (image, class) pairs at a time, so that
-    groups that arrive later cannot change even the rounding of an earlier one.
+    A group is always scored on its own, as many images at a time as make `max_rows` pairs with its
+    classes, so that groups that arrive later cannot change even the rounding of an earlier one.
     """
     classes = model.groups.sizes[group]
     chunk = max(1, max_rows // classes)
@@ -145,7 +145,7 @@ class Images:
         return self.inputs_BLZ[:, max(tokens.start - first, 0) : tokens.stop - first]
 
     def shared(self, trunk: VAR, scales: range) -> Tensor:
-        """The output of the blocks that see no class (B, N, D), computed once for all groups."""
+        """The output of the blocks that see no class (B, N, D), computed once for all readers."""
         key = scales.start, scales.stop
         if key not in self._shared:
             null_BD = self.model.groups.null.expand(len(self.tokens_BL), -1)

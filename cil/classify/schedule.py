@@ -66,9 +66,14 @@ def fit_margins(values_BCK: Tensor, labels_B: Tensor, tolerance: float = 0.005) 
 
     values_BCK are weighted log-likelihoods of every class and scale. Of the images that all scales
     together classify rightly at most the share `tolerance` is lost, with the same quantile of what
-    they need at every scale. No margin is below -log(tolerance): a class that is that much less
-    likely than the best may be dropped whatever the held-out images say, and no nearer one.
+    they need at every scale. No margin is below -log(tolerance), so that few or easy images do
+    not drop a class that is still likely.
+
+    Raises:
+        ValueError: tolerance is not between 0 and 1.
     """
+    if not 0 < tolerance < 1:
+        raise ValueError(f"tolerance is {tolerance}: give a share between 0 and 1")
     partial_BCK = values_BCK.double().cumsum(-1)
     right_B = partial_BCK[..., -1].argmax(1) == labels_B
     partial_BCK, labels_B = partial_BCK[right_B], labels_B[right_B]
@@ -122,10 +127,14 @@ def cost(
     read: list[int] = []  # how many scales of each copy the cache holds, for all classes left
     for number, stage in enumerate(stages):
         left = classes if reads is None else reads[number]
+        if number and left <= 1 and reads is None:  # decided
+            break
         for copy in range(stage.samples):
             before = read[copy] if cached and copy < len(read) else 0
             common = common_cost(trunk, stage.scales) - common_cost(trunk, before)
             own = class_cost(trunk, stage.scales) - class_cost(trunk, before)
+            if 0 < before < stage.scales:  # what the class modulates is projected anew
+                own += Cost(_modulation_macs(trunk), 0.0)
             total += common + own.times(left)
             read[copy : copy + 1] = [max(before, stage.scales)]
         classes = min(classes, stage.keep)
@@ -147,7 +156,7 @@ def class_cost(trunk: VAR, scales: int) -> Cost:
         return Cost(0.0, 0.0)
     tokens = _tokens(trunk, scales)
     layers = tokens * _macs(trunk.head) + _macs(trunk.head_adaln)
-    if trunk.shared_adaln is not None:
+    if trunk.shared_adaln is not None and trunk.condition_from < len(trunk.blocks):
         layers += _macs(trunk.shared_adaln)
     if not trunk.condition_from:
         layers += (tokens - _tokens(trunk, 1)) * _macs(trunk.embed)
@@ -191,6 +200,18 @@ def _blocks_cost(trunk: VAR, blocks: range, scales: int) -> Cost:
             layers += _macs(layer) * (1 if name == "adaln" else ends[-1])
         attention += 2 * pairs * trunk.width
     return Cost(layers, attention)
+
+
+def _modulation_macs(trunk: VAR) -> float:
+    """Of the layers that read the class and no token."""
+    macs = _macs(trunk.head_adaln)
+    blocks = list(trunk.blocks)[trunk.condition_from :]
+    if trunk.shared_adaln is not None and blocks:
+        macs += _macs(trunk.shared_adaln)
+    for block in blocks:
+        layers: dict[str, nn.Linear] = block.adaptable(everywhere=False)  # type: ignore[operator]
+        macs += sum(_macs(layer) for layer in layers.values())
+    return macs
 
 
 def _tokens(trunk: VAR, scales: int) -> int:

@@ -69,7 +69,7 @@ class ProgressBar(TQDMProgressBar):
         super().on_train_epoch_start(trainer)
         # Passes over the data mean little here: the bar counts all steps of the experience.
         self.train_progress_bar.reset(trainer.max_steps)
-        self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.initial = self.train_progress_bar.n = trainer.global_step
         self.train_progress_bar.set_description(self._title)
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
@@ -113,12 +113,20 @@ def fit(
     first_step: int = 0,
     clip: float | None = None,
 ) -> None:
-    """Train `module` for `steps` optimiser steps; they are logged from `first_step` on."""
+    """Train `module` for `steps` optimiser steps; they are logged from `first_step` on.
+
+    Raises:
+        UserError: it diverged.
+    """
     logger = StepLogger(log, first_step)
     trainer = new_trainer(
         settings, title=title, logger=logger, max_steps=steps, gradient_clip_val=clip
     )
     trainer.fit(module, batches)
+    if not all(value.isfinite() for value in trainer.callback_metrics.values()):
+        raise UserError(
+            f"{title} diverged, its loss is no number any more: lower the learning rate."
+        )
     if steps % LOG_EVERY:  # the last step is always logged: it tells how many there were
         logger.log_metrics({k: v.item() for k, v in trainer.callback_metrics.items()}, steps - 1)
 

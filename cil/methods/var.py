@@ -14,11 +14,11 @@ from cil.classify.likelihood import (
     staged_scores,
     token_log_likelihoods,
 )
-from cil.classify.schedule import Schedule, class_cost, cost, schedule
+from cil.classify.schedule import Schedule, Stage, cost, schedule
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.tokenizer import TokenizerModule, codebook_use
-from cil.methods.training import LoggedModule, fit, one_cycle
+from cil.methods.training import LoggedModule, find_device, fit, one_cycle
 from cil.methods.var_parts import build_model, build_tokenizer, check_settings
 from cil.models.class_groups import NULL_CLASS, Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
@@ -37,6 +37,9 @@ class VARModule(LoggedModule):
         self.settings, self.steps = settings, steps
         # Behind a tuple Lightning does not see the frozen tokenizer as a part of this module.
         self._frozen = (tokenizer,)
+
+    def on_fit_start(self) -> None:
+        self._frozen[0].to(self.device)
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         tokens_BL, labels_B = batch[0].long(), batch[1]
@@ -91,16 +94,15 @@ class VARMethod:
         images = augmented_views(experience.train, self.settings.views)
         steps_before = 0
         if experience.index == 0:
-            turns = 4 if self.settings.rotations else 1
-            turned = with_rotations(images, turns)
+            turns, classes = 4 if self.settings.rotations else 1, len(experience.labels)
+            turned = with_rotations(images, turns, classes)
             self._learn_tokenizer(turned, log)
-            self._learn_trunk(turned, turns * len(experience.labels), log)
+            self._learn_trunk(turned, turns * classes, log)
             if self.settings.scale_weights:
-                self._fit_scale_weights(
-                    with_rotations(augmented_views(experience.validation, 1), turns)
-                )
+                held_out = augmented_views(experience.validation, views=1)
+                self._fit_scale_weights(with_rotations(held_out, turns, classes))
             steps_before = self.tokenizer_settings.steps + self.settings.first_steps
-        tokens = token_maps(images, self.tokenizer.tokenize)
+        tokens = self._token_maps(images)
         use = codebook_use(tokens.tensors[0], self.tokenizer_settings.vocabulary)
         log(steps_before, {"tokenizer/codebook_use": use})
         self.codebook_use.append(use)
@@ -164,8 +166,9 @@ class VARMethod:
         modules = (self.tokenizer, self.model)
         parameters = sum(p.numel() for m in modules for p in m.parameters())
         trunk, stages = self.model.trunk(0), self._stages()
-        whole = class_cost(trunk, len(self.tokenizer.scales)).layers
-        evaluations = cost(stages, trunk, self.classes_seen).layers / whole
+        one_class = (Stage(len(self.tokenizer.scales), 1, 1),)
+        whole = cost(one_class, trunk, classes=1)
+        evaluations = cost(stages, trunk, self.classes_seen).layers / whole.layers
         return MethodSize(parameters, 0, evaluations)
 
     def facts(self) -> dict[str, float]:
@@ -187,9 +190,14 @@ class VARMethod:
         )
         self._freeze_tokenizer()
 
+    def _token_maps(self, images: TensorDataset) -> TensorDataset:
+        device = find_device(self.trainer)
+        self.tokenizer.to(device)
+        return token_maps(images, self.tokenizer.tokenize, device)
+
     def _learn_trunk(self, images: TensorDataset, classes: int, log: StepLog) -> None:
         self.model.start(classes)
-        tokens = token_maps(images, self.tokenizer.tokenize)
+        tokens = self._token_maps(images)
         steps, before = self.settings.first_steps, self.tokenizer_settings.steps
         self._fit(tokens, steps, f"{self.name} trunk", log, before)
 
@@ -197,6 +205,7 @@ class VARMethod:
         self, tokens: TensorDataset, steps: int, title: str, log: StepLog, first_step: int
     ) -> None:
         """Train what the model lets learn now."""
+        self.model.train()  # Lightning leaves the mode of a module as it finds it
         fit(
             VARModule(self.model, self.tokenizer, self.settings, steps),
             shuffled_batches(tokens, self.settings.batch_size),
@@ -211,14 +220,15 @@ class VARMethod:
 
     def _fit_scale_weights(self, held_out: TensorDataset) -> None:
         images, labels = held_out.tensors
-        self.scale_weights_K = fit_scale_weights(self.scale_log_likelihoods(images), labels)
+        values_BCK = self.scale_log_likelihoods(images.to(find_device(self.trainer)))
+        self.scale_weights_K = fit_scale_weights(values_BCK.cpu(), labels)
 
     def _freeze_tokenizer(self) -> None:
         self.tokenizer.eval().requires_grad_(False)
 
 
-def with_rotations(images: TensorDataset, turns: int) -> TensorDataset:
-    """Turn each image by a random quarter; class y turned by r quarters gets label y + r * n.
+def with_rotations(images: TensorDataset, turns: int, classes: int) -> TensorDataset:
+    """Turn each image by a random quarter; class y turned by r quarters gets label y + r * classes.
 
     The first class group is all that the trunk ever sees whole. Turned images, as classes of their
     own, make it richer than its few classes are (after PASS, Zhu et al., CVPR 2021).
@@ -230,4 +240,4 @@ def with_rotations(images: TensorDataset, turns: int) -> TensorDataset:
     turned = x.clone()
     for r in range(1, turns):
         turned[quarter == r] = torch.rot90(x[quarter == r], r, (2, 3))
-    return TensorDataset(turned, labels + quarter * (int(labels.max()) + 1))
+    return TensorDataset(turned, labels + quarter * classes)

@@ -15,8 +15,10 @@ from cil.streams.tokens import MOST_CODES
 def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -> None:
     """Raises UserError where the settings do not fit each other or the stream's images."""
     _check_ranges(tokenizer, var)
-    if tokenizer.scales != sorted(set(tokenizer.scales)):
-        raise UserError(f"tokenizer.scales is {tokenizer.scales}: give sides from small to large.")
+    if tokenizer.scales != sorted(set(tokenizer.scales)) or len(tokenizer.scales) < 2:
+        raise UserError(
+            f"tokenizer.scales is {tokenizer.scales}: give at least two sides from small to large."
+        )
     size = 2 ** (len(tokenizer.multipliers) - 1) * tokenizer.scales[-1]
     if size != stream.image_size:
         raise UserError(
@@ -28,7 +30,8 @@ def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -
         raise UserError(f"var.heads is {var.heads}, which does not divide var.width {var.width}.")
     if var.condition_from > var.depth:
         raise UserError(
-            f"var.condition_from is {var.condition_from}: there are {var.depth} blocks."
+            f"var.condition_from is {var.condition_from}, but var.depth is {var.depth}: "
+            "give at most as many."
         )
 
 
@@ -50,8 +53,8 @@ def _check_ranges(tokenizer: TokenizerConfig, var: VARConfig) -> None:
                 continue
             low, high = ranges.get(key, (1, math.inf))
             numbers = value if isinstance(value, list) else [value]
-            if not numbers or not all(low <= number <= high for number in numbers):
-                wanted = f"from {low} to {high}" if high < math.inf else f"of at least {low}"
+            if not numbers or not all(low <= n <= high and n < math.inf for n in numbers):
+                wanted = f"from {low} to {high}" if high < math.inf else f"{low} or more"
                 raise UserError(f"{section}.{key} is {value}: choose {wanted}.")
 
 

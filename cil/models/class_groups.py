@@ -16,9 +16,6 @@ from torch import Tensor, nn
 NULL_CLASS = -1  # the label that stands for "no class" (classifier-free guidance, p(x))
 
 
-Updates = Mapping[str, Tensor]  # a layer's name -> what is added to its matrix
-
-
 class LowRank(nn.Module):
     """A low-rank update B A of a linear layer's matrix (LoRA, arXiv 2106.09685); zero at first."""
 
@@ -30,6 +27,9 @@ class LowRank(nn.Module):
     def matrix(self) -> Tensor:
         """(out, in)."""
         return self.up @ self.down
+
+
+Updates = Mapping[str, LowRank]  # a layer's name -> what is added to its matrix
 
 
 class Adapter(nn.Module):
@@ -46,9 +46,7 @@ class Adapter(nn.Module):
         """The updates of one place, by the name of the layer; empty where there are none."""
         if place not in self.places:
             return {}
-        updates = self.places[place]
-        assert isinstance(updates, nn.ModuleDict)
-        return {n: u.matrix() for n, u in updates.items()}  # type: ignore[operator]
+        return dict(self.places[place].items())  # type: ignore[operator]
 
 
 class ClassGroups(nn.Module):
@@ -142,12 +140,14 @@ class Incremental(nn.Module):
 
     def start(self, classes: int) -> None:
         """Let the trunk learn from `classes` classes, which the first `grow` forgets."""
+        self._check_empty()
         self.starting = True
         self.groups.grow(classes)
         self._trunk_of = [0]
 
     def adopt(self, embeddings_nD: Tensor, null_D: Tensor) -> None:
         """Take over classes that the trunk knows already, as the first group."""
+        self._check_empty()
         self.groups.adopt(embeddings_nD, null_D)
         self._trunk_of = [0]
 
@@ -181,6 +181,10 @@ class Incremental(nn.Module):
     def trunk(self, group: int) -> Any:
         """The trunk that serves a group."""
         return self.trunks[self._trunk_of[group]]
+
+    def _check_empty(self) -> None:
+        if len(self.groups):
+            raise ValueError(f"there are {len(self.groups)} class groups already")
 
     @property
     def trains_null(self) -> bool:

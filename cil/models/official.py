@@ -6,6 +6,7 @@ of the known buffers, and every parameter of the models is filled.
 
 import math
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,12 @@ def load(
     scales = _scales(theirs)
     tokenizer = _load_tokenizer(_Checkpoint(tokenizer_path, ("trainer", "vae_local")), scales)
     trunk = _load_trunk(theirs, scales, tokenizer)
-    classes = theirs[CLASSES]
+    classes = theirs.shaped(CLASSES, axes=2).float()
+    if classes.shape[1] != trunk.width:
+        raise UserError(
+            f"{theirs.path}: {CLASSES} has shape {tuple(classes.shape)}, but {trunk.width} columns "
+            "are needed."
+        )
     model = Incremental(trunk, trunk.width, plasticity, adapter_rank, adapter_everywhere)
     model.adopt(classes[:-1], null_D=classes[-1])
     return tokenizer.eval().requires_grad_(False), model.eval()
@@ -94,15 +100,19 @@ class _Checkpoint:
 
     def __init__(self, path: str | Path, inner: tuple[str, ...]) -> None:
         self.path = _find(path)
+        mapped = zipfile.is_zipfile(self.path)  # files of torch 1.5 and older are no archives
         try:
-            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{self.path} is not a readable checkpoint: {error}") from None
+            content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mapped)
+        except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+            raise UserError(
+                f"{self.path} is not a readable checkpoint: it is damaged, or holds more than "
+                "tensors and plain values."
+            ) from None
         for name in inner:
             if isinstance(content, Mapping) and name in content:
                 content = content[name]
         if not isinstance(content, Mapping) or not all(
-            isinstance(value, Tensor) for value in content.values()
+            isinstance(name, str) and isinstance(value, Tensor) for name, value in content.items()
         ):
             raise UserError(f"{self.path} holds no tensors by name.")
         self.tensors: Tensors = content
@@ -115,11 +125,20 @@ class _Checkpoint:
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
 
+    def shaped(self, name: str, axes: int) -> Tensor:
+        """A tensor that sizes are read from."""
+        if self[name].dim() != axes:
+            shape = tuple(self[name].shape)
+            raise UserError(f"{self.path}: {name} has shape {shape}, but {axes} axes are needed.")
+        return self[name]
+
     def count(self, pattern: str) -> int:
         """How many i from 0 on have a tensor whose name starts with the pattern."""
         i = 0
         while any(name.startswith(pattern.format(i=i)) for name in self.tensors):
             i += 1
+        if i == 0:
+            raise UserError(f"{self.path} has no tensor {pattern.format(i=0)}*.")
         return i
 
     def fill(self, model: nn.Module, names: Mapping[str, str], buffers: set[str]) -> None:
@@ -149,8 +168,8 @@ def _find(path: str | Path) -> Path:
         return Path(path)
     if not str(path).startswith(f"{REPOSITORY}/"):
         raise UserError(
-            f"there is no file {path}; the released ones are at huggingface.co/{REPOSITORY}, and "
-            f"{REPOSITORY}/FILE in place of a path fetches one."
+            f"there is no file {str(path)!r}; the released ones are at "
+            f"huggingface.co/{REPOSITORY}, and {REPOSITORY}/FILE in place of a path fetches one."
         )
     try:
         from huggingface_hub import hf_hub_download
@@ -163,18 +182,21 @@ def _find(path: str | Path) -> Path:
 
 
 def _scales(theirs: _Checkpoint) -> tuple[int, ...]:
-    sides = [math.isqrt(n) for n in theirs[LEVELS].flatten().long().bincount().tolist()]
+    levels = theirs[LEVELS].flatten().long()
+    if not len(levels) or levels.min() < 0:
+        raise UserError(f"{theirs.path}: {LEVELS} does not describe square scales in order.")
+    sides = [math.isqrt(n) for n in levels.bincount().tolist()]
     expected = torch.cat([torch.full((p * p,), k) for k, p in enumerate(sides)])
-    if not torch.equal(theirs[LEVELS].flatten().long(), expected):
+    if not torch.equal(levels, expected):
         raise UserError(f"{theirs.path}: {LEVELS} does not describe square scales in order.")
     return tuple(sides)
 
 
 def _load_tokenizer(theirs: _Checkpoint, scales: tuple[int, ...]) -> MultiScaleTokenizer:
-    first = theirs["encoder.conv_in.weight"]
+    first = theirs.shaped("encoder.conv_in.weight", axes=4)
     levels, blocks = theirs.count("encoder.down.{i}."), theirs.count("encoder.down.0.block.{i}.")
     widths = [len(theirs[f"encoder.down.{i}.block.0.conv2.weight"]) for i in range(levels)]
-    vocabulary, latent_channels = theirs["quantize.embedding.weight"].shape
+    vocabulary, latent_channels = theirs.shaped("quantize.embedding.weight", axes=2).shape
     with torch.device("meta"):
         tokenizer = MultiScaleTokenizer(
             image_channels=first.shape[1],
@@ -229,7 +251,7 @@ def _level(name: str, blocks: int, attention: bool) -> list[str]:
 def _load_trunk(
     theirs: _Checkpoint, scales: tuple[int, ...], tokenizer: MultiScaleTokenizer
 ) -> VAR:
-    width, latent_channels = theirs["word_embed.weight"].shape
+    width, latent_channels = theirs.shaped("word_embed.weight", axes=2).shape
     vocabulary = len(theirs["head.weight"])
     if (vocabulary, latent_channels) != tuple(tokenizer.codebook.shape):
         raise UserError(
@@ -237,6 +259,9 @@ def _load_trunk(
             f"tokenizer has {tuple(tokenizer.codebook.shape)}."
         )
     depth = theirs.count("blocks.{i}.")
+    heads = theirs.shaped("blocks.0.attn.scale_mul_1H11", axes=4).shape[1]
+    if width % heads:
+        raise UserError(f"{theirs.path} has {heads} heads, which do not divide its width {width}.")
     with torch.device("meta"):
         trunk = VAR(
             vocabulary=vocabulary,
@@ -244,7 +269,7 @@ def _load_trunk(
             scales=scales,
             depth=depth,
             width=width,
-            heads=theirs["blocks.0.attn.scale_mul_1H11"].shape[1],
+            heads=heads,
             shared_adaln="shared_ada_lin.1.weight" in theirs,
         )
     buffers = {name for name, _ in _expand({b: b for b in VAR_BUFFERS}, depth)}

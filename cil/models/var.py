@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from cil.models.class_groups import Adapter, Updates
+from cil.models.class_groups import Adapter, LowRank, Updates
 
 
-def linear(x: Tensor, layer: nn.Linear, update: Tensor | None) -> Tensor:
+def linear(x: Tensor, layer: nn.Linear, update: LowRank | None) -> Tensor:
     """The layer with its class group's update, if any.
 
-    All rows of a batch belong to one group and are many more than the layer has columns, so
-    updating the matrix costs less than a second product for every row.
+    All rows of a batch belong to one group. Most layers see a row a token, which are more than they
+    have columns: updating the matrix then costs less than a second product for every row.
     """
-    return layer(x) if update is None else F.linear(x, layer.weight + update, layer.bias)
+    return layer(x) if update is None else F.linear(x, layer.weight + update.matrix(), layer.bias)
 
 
 def modulate(x_BLD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
@@ -293,6 +293,8 @@ class VAR(nn.Module):
         adapter: Adapter | None,
         cache: Cache | None,
     ) -> Tensor:
+        if not blocks:
+            return x_BND
         tokens = self.tokens_of(scales)
         # A single scale sees all that there is: without a mask attention may take a faster kernel.
         mask = None if len(scales) == 1 else self.mask_LL[tokens, : tokens.stop]
@@ -327,7 +329,7 @@ class VAR(nn.Module):
         What all classes share (`common` with condition_from > 0) is left alone.
         """
         trunk = {"head_adaln": self.head_adaln}
-        if self.shared_adaln is not None:
+        if self.shared_adaln is not None and self.condition_from < len(self.blocks):
             trunk["shared_adaln"] = self.shared_adaln
         if everywhere:
             trunk["head"] = self.head

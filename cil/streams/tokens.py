@@ -25,10 +25,17 @@ def augmented_views(dataset: Dataset, views: int, batch_size: int = 256) -> Tens
 
 @torch.inference_mode()
 def token_maps(
-    images: TensorDataset, tokenize: Callable[[Tensor], Tensor], batch_size: int = 256
+    images: TensorDataset,
+    tokenize: Callable[[Tensor], Tensor],
+    device: torch.device,
+    batch_size: int = 256,
 ) -> TensorDataset:
-    """Encode (images, labels) with a frozen tokenizer -> (tokens (N, L) int16, labels (N,))."""
-    tokens = [tokenize(batch).to(torch.int16) for batch in images.tensors[0].split(batch_size)]
+    """Encode (images, labels) with a frozen tokenizer -> (tokens (N, L) int16, labels (N,)).
+
+    `device` is the tokenizer's; the token maps stay on the CPU.
+    """
+    batches = images.tensors[0].split(batch_size)
+    tokens = [tokenize(batch.to(device)).to("cpu", torch.int16) for batch in batches]
     return TensorDataset(torch.cat(tokens).clone(), images.tensors[1])
 
 

@@ -60,7 +60,9 @@ def test_a_cache_saves_what_was_read_before(tokenizer):
     whole, first = class_cost(trunk, 10), class_cost(trunk, 6)
     stages = schedule("a_varc", 10, samples=3)
     # 10 classes read on from scale 6; two noisy copies of 3 classes are new, the clean one is not.
-    expected = first.times(100) + (whole - first).times(10) + whole.times(6)
+    # Reading on, the class is projected to AdaLN's vectors anew: 6 D^2 a block, 2 D^2 for the head.
+    adaln = Cost((16 * 6 + 2) * 1024**2, 0.0)
+    expected = first.times(100) + (whole - first + adaln).times(10) + whole.times(6)
     found = cost(stages, trunk, 100)
     assert found.layers == pytest.approx(expected.layers)
     assert found.attention == pytest.approx(expected.attention)
@@ -114,6 +116,18 @@ def test_schedules_by_name():
     assert schedule("varc", 4, 2) == (Stage(4, 2, 1),)
     with pytest.raises(UserError, match="no schedule vark"):
         schedule("vark", 4, 1)
+
+
+def test_one_class_is_read_once():
+    trunk = d16()
+    found = cost(schedule("a_varc", 10, samples=3), trunk, 1)
+    assert found == class_cost(trunk, 6)
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1.0])
+def test_a_tolerance_is_a_share(tolerance):
+    with pytest.raises(ValueError, match="tolerance"):
+        fit_margins(*values_and_labels(), tolerance)
 
 
 def values_and_labels() -> tuple[Tensor, Tensor]:

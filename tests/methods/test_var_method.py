@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from cil.config import TrainerConfig
+from cil.errors import UserError
 from cil.methods.seeding import seed_all
-from cil.methods.var import VARMethod, with_rotations
+from cil.methods.var import VARMethod, VARModule, with_rotations
 from cil.streams.tokens import augmented_views
 
 pytestmark = pytest.mark.integration  # every test learns
@@ -113,6 +115,45 @@ def test_scale_weights_can_be_switched_off(
     torch.testing.assert_close(method.scores(tiny_images), method.log_likelihood(tiny_images))
 
 
+@pytest.mark.parametrize("plasticity", ["trunk", "copy"])
+def test_stochastic_depth_acts_whenever_a_trunk_learns(
+    plasticity, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, monkeypatch
+):
+    modes = []
+    step = VARModule.training_step
+    monkeypatch.setattr(
+        VARModule,
+        "training_step",
+        lambda self, *rest: modes.append(self.model.training) or step(self, *rest),
+    )
+    settings = replace(tiny_var_config, plasticity=plasticity, drop_path=0.5, steps=2)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    for experience in tiny_stream.experiences[:2]:
+        method.learn(experience, lambda step, values: None)
+    assert modes == [True] * (settings.first_steps + 2 * settings.steps)
+
+
+def test_divergence_is_an_error_that_says_what_to_do(
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu
+):
+    settings = replace(tiny_var_config, lr=1e30)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    with pytest.raises(UserError, match="var trunk diverged"):
+        method.learn(tiny_stream.experiences[0], lambda step, values: None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_learning_and_scoring_alternate_on_a_gpu(
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, tiny_images
+):
+    trainer = TrainerConfig(accelerator="gpu", progress=False)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, tiny_var_config, trainer)
+    for experience in tiny_stream.experiences[:2]:
+        method.learn(experience, lambda step, values: None)
+        assert method.scores(tiny_images.cuda()).isfinite().all()
+
+
 @pytest.mark.parametrize("rotations", [False, True])
 def test_turned_classes_leave_with_the_first_experience(
     rotations, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
@@ -128,7 +169,7 @@ def test_turned_classes_leave_with_the_first_experience(
 def test_rotations_are_classes_of_their_own(tiny_stream):
     images = augmented_views(tiny_stream.experiences[0].test, views=4)
     seed_all(0)
-    turned = with_rotations(images, turns=4)
+    turned = with_rotations(images, turns=4, classes=2)
     quarters = turned.tensors[1] // 2
     assert torch.equal(turned.tensors[1] % 2, images.tensors[1])
     assert sorted(quarters.unique().tolist()) == [0, 1, 2, 3]
@@ -143,7 +184,7 @@ def test_rotations_are_classes_of_their_own(tiny_stream):
 
 def test_one_turn_is_none():
     images = TensorDataset(torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]))
-    assert with_rotations(images, turns=1) is images
+    assert with_rotations(images, turns=1, classes=2) is images
 
 
 @pytest.mark.parametrize("steps", [1, 10, 11])

@@ -236,6 +236,15 @@ def test_the_classes_that_taught_the_trunk_leave_with_the_first_group(
     assert [e.requires_grad for e in model.groups.embeddings] == [False, True]
 
 
+def test_a_model_with_groups_cannot_start_again(tiny_tokenizer_config, tiny_var_config):
+    model = build_model(tiny_tokenizer_config, tiny_var_config)
+    model.grow(2)
+    with pytest.raises(ValueError, match="1 class groups already"):
+        model.start(8)
+    with pytest.raises(ValueError, match="1 class groups already"):
+        model.adopt(torch.zeros(3, 16), torch.zeros(16))
+
+
 @pytest.mark.parametrize("plasticity", PLASTICITIES)
 def test_which_trunk_and_adapter_serve_a_group(plasticity, tiny_tokenizer_config, tiny_var_config):
     settings = replace(tiny_var_config, plasticity=plasticity)

@@ -340,6 +340,16 @@ def test_numbers_are_those_of_the_authors_model(tmp_path, images, shared):
 
 
 @torch.no_grad()
+def test_old_files_and_half_precision_are_read_too(tmp_path, images):
+    half = {name: value.half() for name, value in var_state().items() if name != "lvl_1L"}
+    paths = write(tmp_path, tokenizer_state(), half | {"lvl_1L": var_state()["lvl_1L"]})
+    torch.save(tokenizer_state(), paths[0], _use_new_zipfile_serialization=False)
+    tokenizer, model = load(*paths)
+    tokens = tokenizer.tokenize(images)
+    assert group_log_likelihoods(model, 0, tokens, tokenizer.var_input(tokens)).dtype == torch.float
+
+
+@torch.no_grad()
 def test_checkpoints_of_the_trainer_are_read_too(tmp_path, images):
     plain = load(*write(tmp_path, tokenizer_state(), var_state()))
     trained = {"epoch": 3, "trainer": {"var_wo_ddp": var_state(), "vae_local": tokenizer_state()}}
@@ -377,6 +387,11 @@ def test_new_groups_join_the_released_classes(tmp_path, images, plasticity):
         ("var", {"blocks.0.more": torch.zeros(1)}, r"of no known use: blocks\.0\.more"),
         ("var", {"head.bias": torch.zeros(V + 1)}, r"head\.bias has shape \(17,\)"),
         ("var", {"lvl_1L": torch.zeros(1, L)}, "square scales"),
+        ("var", {"lvl_1L": torch.zeros(1, 0)}, "square scales"),
+        ("var", {"class_emb.weight": torch.zeros(6, 7)}, r"class_emb\.weight has shape \(6, 7\)"),
+        ("var", {"word_embed.weight": torch.zeros(6)}, r"word_embed\.weight has shape \(6,\)"),
+        ("var", {"blocks.0.attn.scale_mul_1H11": torch.zeros(1, 3, 1, 1)}, "3 heads"),
+        ("tokenizer", {"encoder.conv_in.weight": torch.zeros(3)}, r"conv_in\.weight has shape"),
         ("tokenizer", {"quant_conv.bias": None}, r"no tensor quant_conv\.bias"),
         ("tokenizer", {"encoder.extra": torch.zeros(1)}, r"encoder\.extra"),
         ("tokenizer", {"quantize.embedding.weight": torch.zeros(V + 2, Z)}, "16 codes"),
