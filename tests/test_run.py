@@ -84,7 +84,8 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
     assert rows[0]["accuracy"] == rows[1]["accuracy"]  # batches change nothing
     assert float(rows[1]["macs_against_naive"]) == 1
     assert float(rows[4]["macs_against_naive"]) == pytest.approx(4)
-    assert float(rows[3]["macs_against_naive"]) <= 1
+    # Five steps teach nothing that could drop a class; AdaLN is projected anew for every scale.
+    assert 0.2 < float(rows[3]["macs_against_naive"]) < 1.2
 
     monkeypatch.setattr(sys, "argv", ["efficiency", str(runs / "replay" / "seed0"), *options])
     assert efficiency.main() == 2
