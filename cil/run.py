@@ -6,7 +6,7 @@ out. The same line resumes what was interrupted and shows what is finished.
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,15 +37,15 @@ account). Interrupted at any moment, the same line goes on where it stopped.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0, 2 for bad input, 130 when interrupted."""
+    """The command; returns its exit code (see `exit_code`)."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
+    return exit_code(partial(_command, arguments))
+
+
+def exit_code(command: Callable[[], None]) -> int:
+    """Run a command: 0, 2 for bad input (one sentence), 130 when interrupted."""
     try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            print(HELP if arguments else f"usage: {USAGE}\n")
-            _list_experiments()
-            return 0
-        config, fresh = parse(arguments[0], arguments[1:])
-        run(Path(arguments[0]).stem, config, fresh)
+        command()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -58,6 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\ninterrupted: the same line goes on from the last experience", file=sys.stderr)
         return 130
     return 0
+
+
+def _command(arguments: Sequence[str]) -> None:
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP if arguments else f"usage: {USAGE}\n")
+        _list_experiments()
+        return
+    config, fresh = parse(arguments[0], arguments[1:])
+    run(Path(arguments[0]).stem, config, fresh)
 
 
 def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:

@@ -33,6 +33,7 @@ from cil.errors import UserError
 from cil.methods.registry import restore
 from cil.methods.var import VARMethod
 from cil.records import read_run, write_bytes
+from cil.run import exit_code
 from cil.streams.stream import Experience
 from cil.streams.tokens import augmented_views
 
@@ -48,7 +49,7 @@ class Variant:
     stages: Schedule | None
 
 
-def main() -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,25 +58,20 @@ def main() -> int:
     parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
     options = parser.parse_args()
-    try:
-        trainer = TrainerConfig(accelerator=options.accelerator, progress=False)
-        method, stream = restore(read_run(options.run), trainer)
-        if not isinstance(method, VARMethod):
-            raise UserError(f"{options.run} is no run of a var method.")
-        table = measure(method, stream.experiences, options.rounds, trainer)
-        where = device(trainer)
-        table.insert(0, "device", where)
-        table.insert(1, "commit", commit())
-        table.insert(2, "command", " ".join(["python -m experiments.efficiency", *sys.argv[1:]]))
-        name = re.sub(r"\W+", "-", where).strip("-").lower()
-        path = options.results / f"efficiency-{stream.name}-{name}.csv"
-        write_bytes(path, table.to_csv(index=False).encode())
-        show(table, f"{stream.name}, {method.classes_seen} classes, {where}")
-        print(f"written to {path}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    trainer = TrainerConfig(accelerator=options.accelerator, progress=False)
+    method, stream = restore(read_run(options.run), trainer)
+    if not isinstance(method, VARMethod):
+        raise UserError(f"{options.run} is no run of a var method.")
+    table = measure(method, stream.experiences, options.rounds, trainer)
+    where = device(trainer)
+    table.insert(0, "device", where)
+    table.insert(1, "commit", commit())
+    table.insert(2, "command", " ".join(["python -m experiments.efficiency", *sys.argv[1:]]))
+    name = re.sub(r"\W+", "-", where).strip("-").lower()
+    path = options.results / f"efficiency-{stream.name}-{name}.csv"
+    write_bytes(path, table.to_csv(index=False).encode())
+    show(table, f"{stream.name}, {method.classes_seen} classes, {where}")
+    print(f"written to {path}")
 
 
 def measure(
@@ -191,4 +187,4 @@ def show(table: pd.DataFrame, title: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

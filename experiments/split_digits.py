@@ -15,29 +15,20 @@ import sys
 from pathlib import Path
 
 from cil.command_line import parse
-from cil.errors import UserError
-from cil.run import run
+from cil.run import exit_code, run
 from cil.table import publish
 
 METHODS = "var-embedding,var-adapter,var-trunk,var-copy,finetune,replay,joint"
 SEEDS = "0,1,2"
 
 
-def main() -> int:
-    try:
-        options = [f"--methods=[{METHODS}]", f"--seeds=[{SEEDS}]", *sys.argv[1:]]
-        config, fresh = parse("split_digits", options)
-        runs = run("split_digits", config, fresh)
-        command = " ".join(["python -m experiments.split_digits", *sys.argv[1:]])
-        publish(runs, Path(__file__).parent / "results" / "split_digits", command)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same line goes on from the last experience", file=sys.stderr)
-        return 130
-    return 0
+def main() -> None:
+    options = [f"--methods=[{METHODS}]", f"--seeds=[{SEEDS}]", *sys.argv[1:]]
+    config, fresh = parse("split_digits", options)
+    runs = run("split_digits", config, fresh)
+    command = " ".join(["python -m experiments.split_digits", *sys.argv[1:]])
+    publish(runs, Path(__file__).parent / "results" / "split_digits", command)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from tiny import TINY
 
 from cil import metrics, run
 from cil.config import TrainerConfig
+from cil.errors import UserError
 from cil.records import read_run, read_runs
 
 METHODS = ("var", "finetune", "replay", "joint")
@@ -66,6 +68,33 @@ def test_a_finished_run_gives_back_its_method(ran: Path, name: str) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("change", [{"renamed": 1}, {"width": 32}])
+def test_a_run_of_another_version_is_refused(ran: Path, change: dict[str, int]) -> None:
+    from cil.methods.registry import restore
+
+    view = read_run(ran / "split_digits" / "var" / "seed0")
+    config = view.config | {"var": view.config["var"] | change}
+    trainer = TrainerConfig(accelerator="cpu", progress=False)
+    with pytest.raises(UserError, match="another version"):
+        restore(replace(view, config=config), trainer)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_ends_in_130(end: type[BaseException]) -> None:
+    """Also where Lightning has made an exit of it; another exit stays what it is."""
+
+    def interrupted() -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            raise end from None
+
+    assert run.exit_code(interrupted) == 130
+    with pytest.raises(SystemExit):
+        run.exit_code(sys.exit)
+
+
+@pytest.mark.integration
 def test_efficiency_compares_the_schedules_of_a_finished_run(
     ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,7 +103,7 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
     runs = ran / "split_digits"
     options = ["--rounds=1", "--accelerator=cpu", f"--results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["efficiency", str(runs / "var" / "seed0"), *options])
-    assert efficiency.main() == 0
+    assert run.exit_code(efficiency.main) == 0
     (path,) = tmp_path.glob("efficiency-digits-*.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
@@ -88,7 +117,7 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
     assert 0.2 < float(rows[3]["macs_against_naive"]) < 1.2
 
     monkeypatch.setattr(sys, "argv", ["efficiency", str(runs / "replay" / "seed0"), *options])
-    assert efficiency.main() == 2
+    assert run.exit_code(efficiency.main) == 2
     assert "is no run of a var method" in capsys.readouterr().err
 
 

@@ -70,17 +70,20 @@ def restore(run: Any, trainer: TrainerConfig) -> tuple[Any, Any]:
     `run` is a `cil.records.RunView`.
 
     Raises:
-        UserError: its checkpoint is damaged.
+        UserError: its checkpoint is damaged, or another version of cil wrote it.
     """
     from cil.streams import open_stream
 
     kinds = {"stream": StreamConfig, "tokenizer": TokenizerConfig, "var": VARConfig}
     kinds["discriminative"] = DiscriminativeConfig
-    sections = {n: kind(**run.config[n]) for n, kind in kinds.items() if n in run.config}
-    config = Config(**sections, trainer=trainer)
-    stream = open_stream(config.stream)
-    method = build(run.method, config, stream)
-    method.load_state(run.state())
+    try:
+        sections = {n: kind(**run.config[n]) for n, kind in kinds.items() if n in run.config}
+        config = Config(**sections, trainer=trainer)
+        stream = open_stream(config.stream)
+        method = build(run.method, config, stream)
+        method.load_state(run.state())
+    except (KeyError, RuntimeError, TypeError):  # keys, names or shapes that are not today's
+        raise UserError(f"{run.folder} was written by another version of cil: use that.") from None
     return method, stream
 
 
