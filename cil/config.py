@@ -89,8 +89,9 @@ class VARConfig:
     """Whether tokenizer and trunk learn images turned by random quarters, each turn its classes."""
     scale_weights: bool = True
     """Whether classification weights the scales (fitted on held-out images of experience 0)."""
-    schedule: Literal["varc", "a_varc"] = "varc"
-    """varc: all classes on all scales; a_varc: ten after the coarse ones, three smoothed."""
+    schedule: Literal["varc", "a_varc", "adaptive"] = "varc"
+    """varc: all classes on all scales; a_varc: ten after the coarse ones, three smoothed;
+    adaptive: those near the best after every scale, by margins fitted on held-out images."""
     smoothing_samples: int = 4
     """Copies of an image whose likelihoods are averaged, the clean one counted; 1: no smoothing."""
     smoothing_mean: Literal["log_likelihoods", "probabilities"] = "log_likelihoods"
@@ -119,6 +120,12 @@ class TrainerConfig:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device kind; auto takes a GPU where there is one."""
+    precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
+    """Of training and scoring a VAR: auto is bf16-mixed on a GPU and 32-true on a CPU. Images
+    become tokens in full precision always, so that they are the same tokens everywhere."""
+    compile: Literal["auto", "always", "never"] = "auto"
+    """Whether the VAR goes through torch.compile: auto compiles, on a GPU, trunks of 10 million
+    parameters or more; smaller ones are done before they are compiled."""
     progress: bool = True
     """Whether to show progress bars."""
 

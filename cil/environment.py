@@ -1,5 +1,6 @@
 """What a number was measured on: it goes into every record."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -28,7 +29,12 @@ def environment(settings: TrainerConfig) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the source tree that this package was imported from."""
+    """The commit of the source tree that this package was imported from.
+
+    The environment variable CIL_COMMIT names it where git is not at hand: in a container, say.
+    """
+    if "CIL_COMMIT" in os.environ:
+        return os.environ["CIL_COMMIT"]
     folder = Path(__file__).resolve().parent
 
     def git(*arguments: str) -> str:

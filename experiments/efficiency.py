@@ -1,19 +1,28 @@
-"""What a prediction costs and loses, by schedule, for the VAR of a finished run.
+"""What classifying and learning cost: images a second, multiply-accumulates, memory.
 
     python -m experiments.efficiency runs/split_digits/var/seed0
+    python -m experiments.efficiency d16 --condition_from 0 8 12
 
-Classifies the stream's test images over all its classes: one forward an image and class (naive),
-every class on every scale (varc), the published stages (a_varc), and pruning after every scale by
-margins fitted on held-out training images of all classes (adaptive; ours). For comparison, A-VARC
-(arXiv 2510.12060) counts 14,105 G multiply-accumulates for varc and 4,649 G for a_varc at d16 with
-100 classes. The rounds of all variants alternate in one process and the fastest of each counts, so
-that ratios of times hold on a noisy machine.
+Of the VAR of a finished run, on the stream's test images over all its classes, with the accuracy;
+or of a VAR of a published size at 256 px, on random weights and pixels. Images are read in batches,
+from pixels to scores, by: one forward an image and class (naive; runs only), every class on every
+scale (varc), the published stages (a_varc), and pruning after every scale by margins fitted on
+held-out training images of all classes (adaptive; runs only). Then one optimiser step of the whole
+trunk from cached tokens, for each batch size. The rounds of all variants of a model alternate in
+one process and the fastest of each counts, so that ratios of times hold on a noisy machine; a
+first round, which compiles, does not count.
+
+The share of the matrix rate is what the layers' multiply-accumulates would take at the rate of a
+large matrix product measured beside them (16 bits on a GPU, 32 on a CPU), over the time taken;
+attention counts as overhead. In the literature (arXiv 2510.12060): d16 with 100 classes takes
+14,105 G multiply-accumulates an image for varc and 4,649 G for a_varc.
 """
 
 import argparse
 import re
 import sys
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,21 +32,44 @@ import torch.nn.functional as F
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from cil.classify.likelihood import by_scale, staged_scores
-from cil.classify.schedule import Schedule, adaptive, class_cost, cost, fit_margins, schedule
-from cil.config import TrainerConfig
+from cil.classify.likelihood import by_scale
+from cil.classify.schedule import (
+    Cost,
+    Schedule,
+    adaptive,
+    class_cost,
+    common_cost,
+    cost,
+    encoder_cost,
+    fit_margins,
+    schedule,
+)
+from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.environment import commit, device
 from cil.errors import UserError
 from cil.methods.registry import restore
+from cil.methods.scoring import BATCH_SIZE
+from cil.methods.training import autocast, find_device
 from cil.methods.var import VARMethod
 from cil.records import read_run, write_bytes
 from cil.run import exit_code
-from cil.streams.stream import Experience
+from cil.streams.stream import Stream
 from cil.streams.tokens import augmented_views
 
 RESULTS = Path(__file__).parent / "results"
+SIZES = {f"d{depth}": depth for depth in (16, 20, 24, 30)}
+OFFICIAL_TOKENIZER = TokenizerConfig(
+    channels=160,
+    multipliers=[1, 1, 2, 2, 4],
+    residual_blocks=2,
+    latent_channels=32,
+    vocabulary=4096,
+    scales=[1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
+)
+STEPS = 20  # of training that are timed, after as many that are not
 
 
 @dataclass(frozen=True)
@@ -49,141 +81,279 @@ class Variant:
     stages: Schedule | None
 
 
+@dataclass(frozen=True)
+class Timing:
+    seconds: float
+    peak_bytes: int | None  # on a GPU
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a finished run of a var method")
+    parser.add_argument("model", help=f"folder of a finished var run, or {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=3, help="the fastest one counts (default: 3)")
     parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
+    sizes = parser.add_argument_group("of a published size")
+    sizes.add_argument("--classes", type=int, default=100)
+    sizes.add_argument("--images", type=int, nargs="+", default=[BATCH_SIZE], metavar="N")
+    sizes.add_argument("--condition_from", type=int, nargs="+", default=[0], metavar="BLOCK")
+    sizes.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 96], metavar="N")
     options = parser.parse_args()
     trainer = TrainerConfig(accelerator=options.accelerator, progress=False)
-    method, stream = restore(read_run(options.run), trainer)
-    if not isinstance(method, VARMethod):
-        raise UserError(f"{options.run} is no run of a var method.")
-    table = measure(method, stream.experiences, options.rounds, trainer)
+    if options.model in SIZES:
+        table, name = of_a_size(options, trainer), options.model
+    else:
+        table, name = of_a_run(Path(options.model), options.rounds, trainer)
     where = device(trainer)
     table.insert(0, "device", where)
     table.insert(1, "commit", commit())
     table.insert(2, "command", " ".join(["python -m experiments.efficiency", *sys.argv[1:]]))
-    name = re.sub(r"\W+", "-", where).strip("-").lower()
-    path = options.results / f"efficiency-{stream.name}-{name}.csv"
+    slug = re.sub(r"\W+", "-", where).strip("-").lower()
+    path = options.results / f"efficiency-{name}-{slug}.csv"
     write_bytes(path, table.to_csv(index=False).encode())
-    show(table, f"{stream.name}, {method.classes_seen} classes, {where}")
+    show(table, f"{name}, {where}")
     print(f"written to {path}")
 
 
-def measure(
-    method: VARMethod, experiences: tuple[Experience, ...], rounds: int, trainer: TrainerConfig
-) -> pd.DataFrame:
-    """One row a variant."""
-    from cil.methods.training import find_device
-
-    where, settings = find_device(trainer), method.settings
-    images, labels = (x.to(where) for x in images_of(experiences, "test"))
-    weights_K, scales = method.scale_weights_K.to(where), len(method.tokenizer.scales)
-    margins = fitted_margins(method, experiences, where)
+def of_a_run(folder: Path, rounds: int, trainer: TrainerConfig) -> tuple[pd.DataFrame, str]:
+    """The schedules and the training of a finished run, and its stream's name."""
+    method, stream = restore(read_run(folder), trainer)
+    if not isinstance(method, VARMethod):
+        raise UserError(f"{folder} is no run of a var method.")
+    images, labels = images_of(stream, "test")
+    scales, smoothed = len(method.tokenizer.scales), method.settings.smoothing_samples
     variants = [Variant("naive", 1, None)]
-    for samples in sorted({1, settings.smoothing_samples}):
+    for samples in sorted({1, smoothed}):
         variants += [Variant(n, samples, schedule(n, scales, samples)) for n in ("varc", "a_varc")]
+        margins = fitted_margins(method, stream, samples)
         variants.append(Variant("adaptive", samples, adaptive(margins, samples)))
-    seconds: dict[Variant, float] = {}
+    fresh = VARMethod(
+        method.name, stream, method.tokenizer_settings, method.settings, method.trainer
+    )
+    rate = matrix_rate(find_device(trainer))
+    rows = classifying(method, images, labels, variants, rounds, rate)
+    rows += learning(fresh, method.classes_seen, [method.settings.batch_size], rate)
+    return pd.DataFrame(rows), stream.name
+
+
+def of_a_size(options: argparse.Namespace, trainer: TrainerConfig) -> pd.DataFrame:
+    """The same for random weights and pixels, for every first block that sees the class."""
+    counts = [options.classes, options.rounds, *options.images, *options.batch_sizes]
+    if min(counts) < 1:
+        raise UserError("--classes, --images, --rounds and --batch_sizes must be 1 or more.")
+    depth, rows = SIZES[options.model], []
+    rate = matrix_rate(find_device(trainer))
+    for first in options.condition_from:
+        settings = VARConfig(
+            plasticity="trunk", depth=depth, width=64 * depth, heads=depth, condition_from=first
+        )
+        stream = Stream("random pixels", (), (), (), 256, 3, "", {})
+        method = VARMethod(options.model, stream, OFFICIAL_TOKENIZER, settings, trainer)
+        method.model.start(options.classes)
+        method.model.eval()
+        scales = len(OFFICIAL_TOKENIZER.scales)
+        variants = [
+            Variant(n, samples, schedule(n, scales, samples))
+            for n, samples in (("varc", 1), ("a_varc", 3))
+        ]
+        for count in options.images:
+            images = torch.rand(count, 3, 256, 256) * 2 - 1
+            rows += classifying(method, images, None, variants, options.rounds, rate)
+        rows += learning(method, options.classes, options.batch_sizes, rate)
+    return pd.DataFrame(rows)
+
+
+def classifying(
+    method: VARMethod,
+    images: Tensor,
+    labels: Tensor | None,
+    variants: Sequence[Variant],
+    rounds: int,
+    rate: float,
+) -> list[dict[str, object]]:
+    """One row a variant."""
+    trunk, classes, rows = method.model.trunk(0), method.model.groups.classes, []
+    where = find_device(method.trainer)
+    timings: dict[Variant, Timing] = {}
     found: dict[Variant, tuple[Tensor, list[Tensor]]] = {}
-    for variant in tqdm(variants * rounds, desc="rounds"):
-        began = time.perf_counter()
-        found[variant] = classify(method, images, weights_K, variant)
-        if where.type == "cuda":
-            torch.cuda.synchronize()
-        elapsed = time.perf_counter() - began
-        seconds[variant] = min(elapsed, seconds.get(variant, elapsed))
-    whole = class_cost(method.model.trunk(0), scales)
-    rows = []
+    for turn in tqdm(range(len(variants) * (rounds + 1)), desc="classifying"):
+        variant = variants[turn % len(variants)]
+
+        def run(variant: Variant = variant) -> None:
+            found[variant] = classify(method, images.to(where), variant)
+
+        timing = timed(run, where)
+        best = timings.get(variant, timing)
+        if turn < 2 * len(variants) or timing.seconds < best.seconds:  # the first round compiles
+            timings[variant] = timing
     for variant in variants:
         scores, reads = found[variant]
-        macs = whole.times(method.classes_seen)
-        if variant.stages is not None:
+        if variant.stages is None:
+            scales = len(method.tokenizer.scales)
+            one = common_cost(trunk, scales) + class_cost(trunk, scales)
+            macs = encoder_cost(method.tokenizer) + one.times(classes)
+        else:
             mean = torch.cat(reads, 1).double().mean(1).tolist()
-            macs = cost(variant.stages, method.model.trunk(0), method.classes_seen, reads=mean)
-        rows.append(
-            {
-                "variant": variant.name,
-                "copies": variant.samples,
-                "images": len(images),
-                "classes": method.classes_seen,
-                "accuracy": (scores.argmax(1) == labels).double().mean().item(),
-                "seconds": seconds[variant],
-                "images_a_second": len(images) / seconds[variant],
-                "macs": macs.layers,
-                "attention_macs": macs.attention,
-            }
+            macs = cost(variant.stages, trunk, classes, method.tokenizer, reads=mean)
+        row = described(method, variant.name, variant.samples, len(images), timings[variant], macs)
+        if labels is not None:
+            right = scores.argmax(1).cpu() == labels
+            row["accuracy"] = right.double().mean().item()
+        rows.append(row | share(row, rate))
+    for row in rows:
+        row["time_against_first"] = row["seconds_an_image"] / rows[0]["seconds_an_image"]
+        row["macs_against_first"] = row["macs"] / rows[0]["macs"]
+    return rows
+
+
+def learning(
+    method: VARMethod, classes: int, batch_sizes: Sequence[int], rate: float
+) -> list[dict[str, object]]:
+    """One row a batch size: an optimiser step of the whole trunk on random token maps."""
+    trunk, rows = method.model.trunks[0], []
+    scales = len(method.tokenizer.scales)
+    forward = common_cost(trunk, scales) + class_cost(trunk, scales)
+    for batch_size in batch_sizes:
+        method.settings.batch_size = batch_size
+        if not method.model.starting:
+            method.model.start(classes)
+        tokens = torch.randint(
+            method.tokenizer_settings.vocabulary, (1024, method.tokenizer.tokens)
         )
-    table = pd.DataFrame(rows)
-    table["time_against_naive"] = table["seconds"] / table["seconds"].iloc[0]
-    table["macs_against_naive"] = table["macs"] / table["macs"].iloc[0]
-    return table
+        data = TensorDataset(tokens.to(torch.int16), torch.randint(classes, (1024,)))
+        times: list[float] = []
+        peak = timed(
+            lambda data=data, times=times: method.train_on(
+                data, 2 * STEPS, "learning", lambda *_: times.append(time.perf_counter())
+            ),
+            find_device(method.trainer),
+        ).peak_bytes
+        # Every tenth step is logged, which waits for it. (In the first half it is compiled.)
+        half = len(times) // 2 - 1
+        seconds = (times[-1] - times[half]) / STEPS
+        # A gradient costs as much as the forward pass for the inputs, and again for the weights.
+        row = described(method, "learning", 1, batch_size, Timing(seconds, peak), forward.times(3))
+        rows.append(row | share(row, rate))
+    return rows
 
 
-def images_of(experiences: tuple[Experience, ...], split: str) -> tuple[Tensor, Tensor]:
+def described(
+    method: VARMethod, name: str, copies: int, images: int, timing: Timing, macs: Cost
+) -> dict[str, object]:
+    settings, peak = method.settings, timing.peak_bytes
+    return {
+        "variant": name,
+        "copies": copies,
+        "depth": settings.depth,
+        "condition_from": settings.condition_from,
+        "images": images,
+        "classes": method.model.groups.classes,
+        "seconds": timing.seconds,
+        "images_a_second": images / timing.seconds,
+        "seconds_an_image": timing.seconds / images,
+        "macs": macs.layers,
+        "attention_macs": macs.attention,
+        "peak_gib": None if peak is None else peak / 2**30,
+    }
+
+
+def share(row: dict, rate: float) -> dict[str, float]:
+    return {
+        "matrix_rate": rate,
+        "share_of_rate": row["macs"] * row["images_a_second"] / rate,
+    }
+
+
+def timed(call: Callable[[], object], where: torch.device) -> Timing:
+    if where.type != "cuda":
+        began = time.perf_counter()
+        call()
+        return Timing(time.perf_counter() - began, None)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return Timing(time.perf_counter() - began, torch.cuda.max_memory_allocated())
+
+
+def matrix_rate(where: torch.device) -> float:
+    """Multiply-accumulates a second in a product of two large matrices of random numbers."""
+    size, kind = (8192, torch.bfloat16) if where.type == "cuda" else (2048, torch.float32)
+    left, right = (torch.randn(size, size, device=where, dtype=kind) for _ in range(2))
+    # Several products at a time, as a model makes them: a single one is over before a GPU heats up.
+    best = min(timed(lambda: [left @ right for _ in range(8)], where).seconds for _ in range(6))
+    return 8 * size**3 / best
+
+
+def images_of(stream: Stream, split: str) -> tuple[Tensor, Tensor]:
     """The images and labels of a split of all experiences."""
-    parts = [augmented_views(getattr(e, split), views=1).tensors for e in experiences]
+    parts = [augmented_views(getattr(e, split), views=1).tensors for e in stream.experiences]
     images, labels = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(labels)
 
 
-def fitted_margins(
-    method: VARMethod, experiences: tuple[Experience, ...], where: torch.device
-) -> list[float]:
-    images, labels = images_of(experiences, "validation")
-    values_BCK = method.scale_log_likelihoods(images.to(where)).cpu()
-    return fit_margins(values_BCK * method.scale_weights_K, labels)
+def fitted_margins(method: VARMethod, stream: Stream, samples: int) -> list[float]:
+    images, labels = images_of(stream, "validation")
+    images = images.to(find_device(method.trainer))
+    values_BCK = method.scale_log_likelihoods(images).cpu() * method.scale_weights_K
+    every = schedule("varc", len(method.tokenizer.scales), samples)
+    return fit_margins(values_BCK, labels, method.scores(images, every).cpu())
+
+
+def classify(method: VARMethod, images: Tensor, variant: Variant) -> tuple[Tensor, list[Tensor]]:
+    """Scores (B, C), and how many classes each stage read."""
+    reads: list[Tensor] = []
+    if variant.stages is None:
+        return naive(method, images), reads
+    batches = images.split(BATCH_SIZE)
+    return torch.cat([method.scores(batch, variant.stages, reads) for batch in batches]), reads
 
 
 @torch.inference_mode()
-def classify(
-    method: VARMethod, images: Tensor, weights_K: Tensor, variant: Variant
-) -> tuple[Tensor, list[Tensor]]:
-    """Scores (B, C), and how many classes each stage read."""
-    tokens_SBL, inputs_SBLZ = method.copies(images, variant.samples)
-    if variant.stages is None:
-        return naive(method, tokens_SBL[0], inputs_SBLZ[0], weights_K), []
-    reads: list[Tensor] = []
-    mean = method.settings.smoothing_mean
-    scores_BC = staged_scores(
-        method.model, tokens_SBL, inputs_SBLZ, weights_K, variant.stages, mean, reads=reads
-    )
-    return scores_BC, reads
-
-
-def naive(method: VARMethod, tokens_BL: Tensor, inputs_BLZ: Tensor, weights_K: Tensor) -> Tensor:
+def naive(method: VARMethod, images: Tensor) -> Tensor:
     """One forward an image and class."""
-    groups, rows = method.model.groups, []
-    for tokens, inputs in zip(tokens_BL.split(1), inputs_BLZ.split(1), strict=True):
+    tokens_SBL, inputs_SBLZ = method.copies(images, 1)
+    groups, rows, weights_K = method.model.groups, [], method.scale_weights_K.to(images.device)
+    for tokens, inputs in zip(tokens_SBL[0].split(1), inputs_SBLZ[0].split(1), strict=True):
         for group in range(len(groups)):
             for label in groups.labels(group):
                 wanted = torch.tensor([label], device=tokens.device)
-                logits = method.model(inputs, wanted, group)[0].float()
+                with autocast(method.trainer):
+                    logits = method.model(inputs, wanted, group)[0].float()
                 values_L = -F.cross_entropy(logits, tokens[0], reduction="none")
                 rows.append(by_scale(values_L, method.tokenizer.scales) @ weights_K)
-    return torch.stack(rows).view(len(tokens_BL), groups.classes)
+    return torch.stack(rows).view(len(images), groups.classes)
 
 
 def show(table: pd.DataFrame, title: str) -> None:
     shown = Table(title=title)
-    for heading in ("variant", "copies", "accuracy", "images/s", "time", "MACs", "attention MACs"):
-        shown.add_column(heading, justify="left" if heading == "variant" else "right")
-    for row in table.itertuples():
+    columns = {
+        "variant": ("", "{}"),
+        "copies": ("copies", "{}"),
+        "condition_from": ("class from", "{}"),
+        "images": ("images", "{}"),
+        "accuracy": ("accuracy", "{:.1%}"),
+        "images_a_second": ("img/s", "{:.1f}"),
+        "macs": ("MACs", "{:.3g}"),
+        "attention_macs": ("attention", "{:.2g}"),
+        "peak_gib": ("GiB", "{:.1f}"),
+        "share_of_rate": ("rate", "{:.0%}"),
+        "time_against_first": ("time", "{:.1%}"),
+    }
+    columns = {n: c for n, c in columns.items() if n in table and table[n].notna().any()}
+    for heading, _ in columns.values():
+        shown.add_column(heading, justify="right" if heading else "left")
+    for _, row in table.iterrows():
         shown.add_row(
-            row.variant,
-            str(row.copies),
-            f"{row.accuracy:.1%}",
-            f"{row.images_a_second:.1f}",
-            f"{row.time_against_naive:.1%}",
-            f"{row.macs_against_naive:.1%}",
-            f"{row.attention_macs:.3g}",
+            *("" if pd.isna(row[n]) else form.format(row[n]) for n, (_, form) in columns.items())
         )
     Console().print(shown)
-    print("time and MACs: against naive; MACs of layers, the encoder left out")
+    tera = 2 * table["matrix_rate"].iloc[0] / 1e12
+    print(f"rate: of {tera:.3g} TFLOP/s in a large matrix product; time: an image's, against")
+    print("the first variant of the model; MACs: of layers, the encoder's included")
 
 
 if __name__ == "__main__":

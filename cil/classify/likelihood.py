@@ -5,20 +5,22 @@ K scales, S copies of an image, Z latent channels.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.classify.schedule import Schedule
+from cil.classify.schedule import Schedule, Stage
 from cil.models.class_groups import Incremental
 from cil.models.var import VAR, Cache
 
-# Pairs of image and class at a time (one image's classes of a group stay together). The activations
-# of a small model then fit a processor's cache: of 16 to 1,024 it was the fastest on two cores.
-MAX_ROWS = 64
+# Tokens of (image, class) pairs that go through the transformer at once. On a CPU the activations
+# of a small model then fit its cache (of 16 to 1,024 pairs of 30 tokens, 64 were the fastest on
+# two cores); a GPU is busy with so many, if its memory holds them.
+CPU_TOKENS, GPU_TOKENS = 2**11, 2**18
 # Logits at a time in the head, which are wider than anything else: 1 GiB in fp32.
 MAX_LOGITS = 2**28
 
@@ -31,22 +33,18 @@ def group_log_likelihoods(
     group: int,
     tokens_BL: Tensor,
     inputs_BLZ: Tensor,
-    max_rows: int = MAX_ROWS,
+    max_tokens: int | None = None,
 ) -> Tensor:
     """log p(token | coarser tokens, class) for each class of one group -> (B, n, L).
 
-    A group is always scored on its own, as many images at a time as make `max_rows` pairs with its
-    classes, so that groups that arrive later cannot change even the rounding of an earlier one.
+    A group is always scored on its own, so that groups that arrive later cannot change even the
+    rounding of an earlier one; `max_tokens` of its pairs go through the transformer at once (None:
+    what suits the device and its free memory).
     """
-    classes = model.groups.sizes[group]
-    chunk = max(1, max_rows // classes)
-    parts = []
-    for tokens, inputs in zip(tokens_BL.split(chunk), inputs_BLZ.split(chunk), strict=True):
-        images = Images(model, tokens, inputs)
-        every = torch.ones(len(tokens), classes, dtype=torch.bool, device=tokens.device)
-        values_NL = Reader(images, group, every).read(len(images.scales), last=True)
-        parts.append(values_NL.view(len(tokens), classes, -1))
-    return torch.cat(parts)
+    images, labels = Images(model, tokens_BL, inputs_BLZ, max_tokens), model.groups.labels(group)
+    every_BC = torch.ones(len(tokens_BL), labels.stop, dtype=torch.bool, device=tokens_BL.device)
+    values_NL = Reader(images, group, labels, every_BC).read(len(images.scales), last=True)
+    return values_NL.view(len(tokens_BL), len(labels), -1)
 
 
 def token_log_likelihoods(model: Incremental, tokens_BL: Tensor, inputs_BLZ: Tensor) -> Tensor:
@@ -63,7 +61,7 @@ def staged_scores(
     weights_K: Tensor,
     stages: Schedule,
     mean: Mean = "log_likelihoods",
-    max_rows: int = MAX_ROWS,
+    max_tokens: int | None = None,
     reads: list[Tensor] | None = None,
 ) -> Tensor:
     """Weighted log-likelihoods (B, C) of the classes left at the end; -inf for the others.
@@ -71,56 +69,81 @@ def staged_scores(
     tokens_SBL and inputs_SBLZ are those of at least as many copies of each image as a stage asks
     for, the clean one first; `mean` says of what the copies are averaged (2510.12060: its public
     code averages log-likelihoods, its text probabilities). A stage reads on where an earlier one
-    stopped, with its keys, values and log-likelihoods, and scores no copy anew. `reads` takes in,
-    for each chunk of images, how many classes each stage read for each (stages, B).
+    stopped, with its keys, values and log-likelihoods, and scores no copy anew. `reads` takes in
+    how many classes each stage read for each image (stages, B).
     """
-    chunk = max(1, max_rows // max(model.groups.sizes))
-    parts = []
-    for tokens, inputs in zip(tokens_SBL.split(chunk, 1), inputs_SBLZ.split(chunk, 1), strict=True):
-        copies = [Images(model, t, i) for t, i in zip(tokens, inputs, strict=True)]
-        parts.append(_staged(model, copies, weights_K, stages, mean, reads))
-    return torch.cat(parts)
+    trunk, classes = model.trunk(0), model.groups.classes
+    kept = [min(stage.keep, classes) * _tokens(trunk, stage.scales) for stage in stages[:-1]]
+    size = max(1, suitable_cache(trunk, tokens_SBL.device) // max(kept, default=1))
+    parts = zip(tokens_SBL.split(size, 1), inputs_SBLZ.split(size, 1), strict=True)
+    return torch.cat(
+        [_staged(model, *part, weights_K, stages, mean, max_tokens, reads) for part in parts]
+    )
 
 
 def _staged(
     model: Incremental,
-    copies: list["Images"],
+    tokens_SBL: Tensor,
+    inputs_SBLZ: Tensor,
     weights_K: Tensor,
     stages: Schedule,
     mean: Mean,
+    max_tokens: int | None,
     reads: list[Tensor] | None,
 ) -> Tensor:
-    images, classes, device = len(copies[0].tokens_BL), model.groups.classes, weights_K.device
-    left_BC = torch.ones(images, classes, dtype=torch.bool, device=device)
-    scores_BC = torch.empty(images, classes, device=device)
-    readers: dict[tuple[int, int], Reader] = {}
+    copies, images, classes = len(tokens_SBL), tokens_SBL.shape[1], model.groups.classes
+    # Copies that every stage either reads or leaves out together are read as if further images.
+    ends = sorted({stage.samples for stage in stages})
+    sets = [
+        Images(model, tokens_SBL[a:b].flatten(0, 1), inputs_SBLZ[a:b].flatten(0, 1), max_tokens)
+        for a, b in pairwise([0, *ends])
+    ]
+    readers: dict[tuple[int, int], Reader] = {}  # by set and group
+    scores_BC = torch.full((images, classes), -torch.inf, device=weights_K.device)
+    left_BC = torch.ones_like(scores_BC, dtype=torch.bool)
     counts = []
     for number, stage in enumerate(stages):
+        later = stages[number + 1 :]
         # An image with one class left is decided. (With one class in all, it is scored once.)
         open_BC = left_BC & ((left_BC.sum(1, keepdim=True) > 1) | (number == 0))
         counts.append(open_BC.sum(1))
-        for group in range(len(model.groups)):
-            labels = model.groups.labels(group)
-            open_Bn = open_BC[:, labels.start : labels.stop]
-            if not open_Bn.any():
-                continue
-            of_copies = []
-            for c in range(stage.samples):
-                last = not any(c < later.samples for later in stages[number + 1 :])
-                if (c, group) not in readers:
-                    readers[c, group] = Reader(copies[c], group, open_Bn)
-                readers[c, group].keep(open_Bn)
-                values_NL = readers[c, group].read(stage.scales, last)
-                values_NK = by_scale(values_NL, copies[c].scales)
-                of_copies.append(values_NK @ weights_K[: stage.scales])
-            scores_BC[:, labels.start : labels.stop][open_Bn] = _mean(torch.stack(of_copies), mean)
-        scores_BC.masked_fill_(~left_BC, -torch.inf)
-        best = scores_BC.topk(min(stage.keep, classes), dim=1)
-        near_BC = scores_BC >= best.values[:, :1] - stage.margin
-        left_BC = torch.zeros_like(left_BC).scatter(1, best.indices, True) & left_BC & near_BC
+        values_SBC = scores_BC.new_full((copies, images, classes), -torch.inf)
+        in_use = ends.index(stage.samples)
+        for i, group in product(range(in_use + 1), range(len(model.groups))):
+            last = not any(ends[i] <= s.samples and stage.scales < s.scales for s in later)
+            known = readers.pop((i, group), None)
+            fresh = sets[i].readers(group, open_BC, cached=0 if last else stage.scales)
+            for reader in [known] if known else fresh:
+                reader.keep(open_BC)
+                values_N = reader.score(stage.scales, weights_K, last)
+                copy_N, image_N, label_N = reader.rows_3N
+                copy_N = copy_N + (ends[i - 1] if i else 0)
+                values_SBC[copy_N, image_N, label_N] = values_N
+                if i == in_use and not last:
+                    # What cannot be among the best any more need not wait for the classes that
+                    # are still to be read: keys and values are most of the memory.
+                    near_BC = _survivors(_mean(values_SBC[: stage.samples], mean), stage)
+                    near_BC[:, reader.labels.stop :] = True
+                    values_SBC.masked_fill_(~near_BC, -torch.inf)
+                    for other in (reader, *readers.values()):
+                        other.keep(near_BC)
+                if (i, group) in readers:
+                    readers[i, group].take_over(reader)
+                else:
+                    readers[i, group] = reader
+        values_BC = _mean(values_SBC[: stage.samples], mean)
+        scores_BC = values_BC.where(open_BC, scores_BC.masked_fill(~left_BC, -torch.inf))
+        left_BC = _survivors(scores_BC, stage)
     if reads is not None:
         reads.append(torch.stack(counts))
     return scores_BC
+
+
+def _survivors(scores_BC: Tensor, stage: Stage) -> Tensor:
+    """Which of the classes scored so far (the others are at -inf) a stage keeps."""
+    best = scores_BC.topk(min(stage.keep, scores_BC.shape[1]), dim=1)
+    among_BC = torch.zeros_like(scores_BC, dtype=torch.bool).scatter(1, best.indices, True)
+    return among_BC & (scores_BC >= best.values[:, :1] - stage.margin) & scores_BC.isfinite()
 
 
 def _mean(scores_SN: Tensor, mean: Mean) -> Tensor:
@@ -130,51 +153,102 @@ def _mean(scores_SN: Tensor, mean: Mean) -> Tensor:
 
 
 class Images:
-    """One copy of some images, and what all classes share in reading it."""
+    """Some images, or several copies of each, and what all classes share in reading them."""
 
-    def __init__(self, model: Incremental, tokens_BL: Tensor, inputs_BLZ: Tensor) -> None:
+    def __init__(
+        self,
+        model: Incremental,
+        tokens_BL: Tensor,
+        inputs_BLZ: Tensor,
+        max_tokens: int | None = None,
+    ) -> None:
         self.model, self.tokens_BL, self.inputs_BLZ = model, tokens_BL, inputs_BLZ
-        self.scales: tuple[int, ...] = model.trunk(0).scales
+        self.trunk: VAR = model.trunk(0)
+        self.scales: tuple[int, ...] = self.trunk.scales
+        self.max_tokens = max_tokens or suitable_tokens(self.trunk, tokens_BL.device)
         self._cache = Cache()
         self._shared: dict[tuple[int, int], Tensor] = {}
 
-    def inputs(self, trunk: VAR, scales: range) -> Tensor:
+    def readers(self, group: int, wanted_BC: Tensor, cached: int) -> Iterator["Reader"]:
+        """Of the wanted pairs of a group.
+
+        Where so many scales are to be `cached`, each reader takes as many classes as are read at
+        once, so that what falls out at once is never cached together.
+        """
+        labels = self.model.groups.labels(group)
+        size = len(labels)
+        if cached:
+            size = max(1, self.max_tokens // _tokens(self.trunk, cached) // len(self.tokens_BL))
+        size = math.ceil(len(labels) / math.ceil(len(labels) / size))  # all of about one size
+        for first in range(labels.start, labels.stop, size):
+            block = range(first, min(first + size, labels.stop))
+            if wanted_BC[:, block.start : block.stop].any():
+                yield Reader(self, group, block, wanted_BC)
+
+    def inputs(self, scales: range) -> Tensor:
         """What the transformer reads for these scales (B, N, Z): the first token has no input."""
-        tokens = trunk.tokens_of(scales)
+        tokens = self.trunk.tokens_of(scales)
         first = self.scales[0] ** 2
         return self.inputs_BLZ[:, max(tokens.start - first, 0) : tokens.stop - first]
 
-    def shared(self, trunk: VAR, scales: range) -> Tensor:
+    def shared(self, scales: range) -> Tensor:
         """The output of the blocks that see no class (B, N, D), computed once for all readers."""
         key = scales.start, scales.stop
         if key not in self._shared:
-            null_BD = self.model.groups.null.expand(len(self.tokens_BL), -1)
-            inputs = self.inputs(trunk, scales)
-            self._shared[key] = trunk.common(inputs, null_BD, scales, cache=self._cache)
+            tokens = self.trunk.tokens_of(scales)
+            size = max(1, self.max_tokens // (tokens.stop - tokens.start))
+            parts, caches = [], []
+            for first in range(0, len(self.tokens_BL), size):
+                rows = slice(first, first + size)
+                inputs, cache = self.inputs(scales)[rows], self._cache.rows(rows)
+                null_BD = self.model.groups.null.expand(len(inputs), -1)
+                parts.append(self.trunk.common(inputs, null_BD, scales, cache=cache))
+                caches.append(cache)
+            self._shared[key], self._cache = torch.cat(parts), Cache.joined(caches)
         return self._shared[key]
 
 
 class Reader:
-    """Scores (image, class) pairs of one group, scale by scale, and none of them twice."""
+    """Scores (image, class) pairs of one group, scale by scale, and none of them twice.
 
-    def __init__(self, images: Images, group: int, pairs_Bn: Tensor) -> None:
-        """pairs_Bn says which images are read under which classes of the group."""
-        self.images, self.group = images, group
+    Every pair is a row for each copy of its image; `rows_3N` holds their copies, images, labels.
+    """
+
+    def __init__(self, images: Images, group: int, labels: range, wanted_BC: Tensor) -> None:
+        """wanted_BC says which images are read under which classes; those of `labels` count."""
+        self.images, self.labels = images, labels
         self.trunk: VAR = images.model.trunk(group)
         self.adapter = images.model.groups.adapter(group)
+        self.of_a_copy = len(wanted_BC)  # images
+        image_P, class_P = wanted_BC[:, labels.start : labels.stop].nonzero(as_tuple=True)
+        copies = len(images.tokens_BL) // len(wanted_BC)
+        copy_N = torch.arange(copies, device=image_P.device).repeat_interleave(len(image_P))
+        pairs = image_P.repeat(copies), class_P.repeat(copies) + labels.start
+        self.rows_3N = torch.stack([copy_N, *pairs])
         self.done = 0  # scales
-        self.values: list[Tensor] = []  # (N, tokens) of what has been read
+        self.values_NL = torch.empty(len(copy_N), 0, device=image_P.device)  # as far as done
         self.cache = Cache()
-        self._take(pairs_Bn)
 
-    def keep(self, pairs_Bn: Tensor) -> None:
-        """Go on with these pairs alone; all of them were there before."""
-        if int(pairs_Bn.sum()) == len(self.image_N):
-            return
-        kept_N = pairs_Bn[self.image_N, self.class_N].nonzero()[:, 0]
-        self.cache = self.cache.rows(kept_N)
-        self.values = [values[kept_N] for values in self.values]
-        self._take(pairs_Bn)
+    def keep(self, wanted_BC: Tensor) -> None:
+        """Go on with those of the pairs that are wanted."""
+        _, image_N, label_N = self.rows_3N
+        kept_N = wanted_BC[image_N, label_N].nonzero()[:, 0]
+        if len(kept_N) < len(image_N):
+            self.rows_3N, self.values_NL = self.rows_3N[:, kept_N], self.values_NL[kept_N]
+            self.cache = self.cache.rows(kept_N)
+
+    def take_over(self, other: "Reader") -> None:
+        """The rows of another reader, which has read as far."""
+        self.labels = range(self.labels.start, other.labels.stop)
+        self.rows_3N = torch.cat([self.rows_3N, other.rows_3N], 1)
+        self.values_NL = torch.cat([self.values_NL, other.values_NL])
+        self.cache = Cache.joined([self.cache, other.cache])
+
+    def score(self, scales: int, weights_K: Tensor, last: bool) -> Tensor:
+        """The weighted log-likelihood of every pair over its first scales (N,)."""
+        values_NK = by_scale(self.read(scales, last), self.images.scales)
+        # No matrix product, which autocast would round to 16 bits.
+        return (values_NK * weights_K[:scales]).sum(-1)
 
     def read(self, scales: int, last: bool) -> Tensor:
         """Read up to so many scales -> log p of each of their tokens (N, tokens).
@@ -182,49 +256,87 @@ class Reader:
         `last` says that nothing will be read after it, so that no keys and values are kept.
         """
         if self.done < scales:
-            self.values.append(self._read(range(self.done, scales), last))
+            new_NL = self._read(range(self.done, scales), last)
+            self.values_NL = torch.cat([self.values_NL, new_NL], 1)
             self.done = scales
-        return torch.cat(self.values, 1)[:, self.trunk.tokens_of(range(scales))]
+        return self.values_NL[:, self.trunk.tokens_of(range(scales))]
 
     def _read(self, scales: range, last: bool) -> Tensor:
-        images, trunk = self.images, self.trunk
-        # Reading everything at once needs no cache; later scales need that of earlier ones.
-        cache = None if last and scales.start == 0 else self.cache
+        tokens = self.trunk.tokens_of(scales)
+        values_NL = self.values_NL.new_empty(self.rows_3N.shape[1], tokens.stop - tokens.start)
+        size = max(1, self.images.max_tokens // values_NL.shape[1])
+        caches = []
+        for first in range(0, len(values_NL), size):
+            rows = slice(first, first + size)
+            cache = self.cache.rows(rows)
+            # Reading everything at once needs no cache; later scales need that of earlier ones.
+            needed = cache if scales.start or not last else None
+            values_NL[rows] = self._read_rows(rows, scales, needed)
+            caches.append(cache)
+        self.cache = Cache() if last or not caches else Cache.joined(caches)
+        return values_NL
+
+    def _read_rows(self, rows: slice, scales: range, cache: Cache | None) -> Tensor:
+        images, trunk, adapter = self.images, self.trunk, self.adapter
+        copy_N, image_N, label_N = self.rows_3N[:, rows]
+        row_N = copy_N * self.of_a_copy + image_N
+        condition_ND = images.model.groups.condition(label_N)
         if trunk.condition_from:
-            x = images.shared(trunk, scales)[self.image_N]
+            x = images.shared(scales)[row_N]
         else:
-            inputs = images.inputs(trunk, scales)[self.image_N]
-            x = trunk.common(inputs, self.condition_ND, scales, self.adapter, cache)
-        x = trunk.conditioned(x, self.condition_ND, scales, self.adapter, cache)
-        targets = images.tokens_BL[:, trunk.tokens_of(scales)][self.image_N]
-        rows = max(1, MAX_LOGITS // (targets.shape[1] * trunk.head.out_features))
-        parts = []
-        for x_rows, condition, target in zip(
-            x.split(rows), self.condition_ND.split(rows), targets.split(rows), strict=True
-        ):
-            logits = trunk.logits(x_rows, condition, self.adapter).flatten(0, 1).float()
-            losses = F.cross_entropy(logits, target.flatten(), reduction="none")
-            parts.append(-losses.view(target.shape))
-        return torch.cat(parts)
-
-    def _take(self, pairs_Bn: Tensor) -> None:
-        self.image_N, self.class_N = pairs_Bn.nonzero(as_tuple=True)
-        labels_N = self.class_N + self.images.model.groups.labels(self.group).start
-        self.condition_ND = self.images.model.groups.condition(labels_N)
+            x = trunk.common(images.inputs(scales)[row_N], condition_ND, scales, adapter, cache)
+        x = trunk.conditioned(x, condition_ND, scales, adapter, cache)
+        tokens_NL = images.tokens_BL[:, trunk.tokens_of(scales)][row_N]
+        few = max(1, MAX_LOGITS // (tokens_NL.shape[1] * trunk.head.out_features))
+        parts = zip(x.split(few), condition_ND.split(few), tokens_NL.split(few), strict=True)
+        return torch.cat([trunk.log_likelihoods(*part, adapter) for part in parts])
 
 
-def noisy_copies(latents_BZhw: Tensor, samples: int, sigma: float) -> Iterator[Tensor]:
-    """The latents, then `samples` - 1 copies with Gaussian noise of standard deviation `sigma`.
+def suitable_tokens(trunk: VAR, device: torch.device) -> int:
+    """How many tokens go through the transformer at once: a power of two."""
+    if device.type != "cuda":
+        return CPU_TOKENS
+    # Keys and values of every block in 16 bits, and the activations of one.
+    affordable = max(1, _free(device) // (2 * trunk.width * (4 * len(trunk.blocks) + 64)))
+    return min(GPU_TOKENS, 2 ** (affordable.bit_length() - 1))
+
+
+def suitable_cache(trunk: VAR, device: torch.device) -> int:
+    """Of how many tokens keys and values are kept between stages."""
+    if device.type != "cuda":
+        return 32 * CPU_TOKENS
+    return int(_free(device) // (2 * trunk.width * 4 * len(trunk.blocks)))
+
+
+def _free(device: torch.device) -> int:
+    """Bytes of a GPU's memory, those included that torch holds and does not use."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def _tokens(trunk: VAR, scales: int) -> int:
+    return trunk.tokens_of(range(scales)).stop
+
+
+def image_seeds(images: Tensor) -> list[int]:
+    """A number for each image that depends on its pixels alone."""
+    bits = images.detach().float().contiguous().view(torch.int32).flatten(1).long()
+    odd = torch.arange(bits.shape[1], device=bits.device) * 2 + 1
+    seeds: list[int] = (bits * odd).sum(1).tolist()  # whole numbers: the same on every device
+    return seeds
+
+
+def noisy_copies(latents_BZhw: Tensor, seeds: Sequence[int], samples: int, sigma: float) -> Tensor:
+    """The latents and `samples` - 1 copies with Gaussian noise -> (S, B, Z, h, w).
 
     Likelihood smoothing (2510.12060) averages the log-likelihoods over them: a token that lies near
-    the border of two codes no longer decides alone. The noise is the same for every image, class
-    and call, so that a score depends on its image alone, and not on what else is in the batch.
+    the border of two codes no longer decides alone. An image's noise comes from its own seed and is
+    the same for every class, so that a score depends on its image alone and not on the batch.
     """
-    yield latents_BZhw
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(samples - 1):
-        noise = torch.randn(latents_BZhw.shape[1:], generator=generator)
-        yield latents_BZhw + sigma * noise.to(latents_BZhw)
+    shape = samples - 1, *latents_BZhw.shape[1:]
+    own = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+    noise_SBZhw = torch.stack(own, 1).to(latents_BZhw)
+    return torch.cat([latents_BZhw[None], latents_BZhw + sigma * noise_SBZhw])
 
 
 def by_scale(values: Tensor, scales: tuple[int, ...]) -> Tensor:

@@ -55,19 +55,27 @@ def schedule(name: str, scales: int, samples: int) -> tuple[Stage, ...]:
 
 
 def adaptive(margins_K: Sequence[float], samples: int) -> tuple[Stage, ...]:
-    """Prune after every scale by the margin of the posterior; `fit_margins` finds the margins."""
-    *coarse, _ = margins_K
-    stages = [Stage(k + 1, 1, _ALL, margin) for k, margin in enumerate(coarse)]
-    return (*stages, Stage(len(margins_K), samples, 1))
+    """Prune after every scale by the margin of the posterior; `fit_margins` finds the margins.
+
+    Further copies are read of the images that the clean one does not decide.
+    """
+    stages = tuple(Stage(k + 1, 1, _ALL, margin) for k, margin in enumerate(margins_K))
+    return (*stages, Stage(len(margins_K), samples, 1)) if samples > 1 else stages
 
 
-def fit_margins(values_BCK: Tensor, labels_B: Tensor, tolerance: float = 0.005) -> list[float]:
+def fit_margins(
+    values_BCK: Tensor,
+    labels_B: Tensor,
+    final_BC: Tensor | None = None,
+    tolerance: float = 0.005,
+) -> list[float]:
     """The margins after each scale that drop the true class of few held-out images.
 
-    values_BCK are weighted log-likelihoods of every class and scale. Of the images that all scales
-    together classify rightly at most the share `tolerance` is lost, with the same quantile of what
-    they need at every scale. No margin is below -log(tolerance), so that few or easy images do
-    not drop a class that is still likely.
+    values_BCK are weighted log-likelihoods of every class and scale, final_BC the scores that
+    decide in the end (their sum, unless more copies are read). Of the images that these classify
+    rightly at most the share `tolerance` is lost, with the same quantile of what they need at every
+    scale. No margin is below -log(tolerance), so that few or easy images do not drop a class that
+    is still likely.
 
     Raises:
         ValueError: tolerance is not between 0 and 1.
@@ -75,7 +83,8 @@ def fit_margins(values_BCK: Tensor, labels_B: Tensor, tolerance: float = 0.005) 
     if not 0 < tolerance < 1:
         raise ValueError(f"tolerance is {tolerance}: give a share between 0 and 1")
     partial_BCK = values_BCK.double().cumsum(-1)
-    right_B = partial_BCK[..., -1].argmax(1) == labels_B
+    final_BC = partial_BCK[..., -1] if final_BC is None else final_BC
+    right_B = final_BC.argmax(1) == labels_B
     partial_BCK, labels_B = partial_BCK[right_B], labels_B[right_B]
     own_BK = partial_BCK[torch.arange(len(labels_B)), labels_B]
     needed_BK = partial_BCK.amax(1) - own_BK

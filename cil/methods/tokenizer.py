@@ -18,6 +18,7 @@ class TokenizerModule(LoggedModule):
     the batch, which keeps nearly the whole codebook in use.
     """
 
+    beta = 0.25  # weight of the commitment
     decay = 0.97
     dead_below = 0.1  # matches a step, on average, under which a code counts as dead
 
@@ -33,14 +34,17 @@ class TokenizerModule(LoggedModule):
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
         images = batch[0]
         quantised = self.tokenizer.quantise(self.tokenizer.encode(images))
-        reconstruction = F.mse_loss(self.tokenizer.decode_latents(quantised.latents_BZhw), images)
+        reconstruction = F.mse_loss(
+            self.tokenizer.decode_latents(quantised.straight_through()), images
+        )
+        commitment = quantised.loss(self.beta)
         self._follow(quantised.pooled_NZ, quantised.matches_N)
         values = {
             "tokenizer/reconstruction": reconstruction,
-            "tokenizer/commitment": quantised.loss,
+            "tokenizer/commitment": commitment,
         }
         self.record(values, show="tokenizer/reconstruction")
-        return reconstruction + quantised.loss
+        return reconstruction + commitment
 
     @torch.no_grad()
     def _follow(self, vectors_NZ: Tensor, matches_N: Tensor) -> None:

@@ -19,6 +19,7 @@ from cil.errors import UserError
 from cil.methods.method import StepLog
 
 LOG_EVERY = 10  # optimiser steps between two logged values
+LEAST_TO_COMPILE = 10_000_000  # parameters
 
 
 class LoggedModule(LightningModule):
@@ -100,6 +101,23 @@ def find_device(settings: TrainerConfig) -> torch.device:
         )
     wanted = settings.accelerator != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if wanted else "cpu")
+
+
+def autocast(settings: TrainerConfig) -> torch.autocast:
+    """The context in which a VAR computes as `trainer.precision` asks for."""
+    kind = find_device(settings).type
+    wanted = settings.precision
+    if wanted == "auto":
+        wanted = "bf16-mixed" if kind == "cuda" else "32-true"
+    return torch.autocast(kind, torch.bfloat16, enabled=wanted == "bf16-mixed")
+
+
+def pays_to_compile(module: nn.Module, settings: TrainerConfig) -> bool:
+    """What `trainer.compile` says of this module."""
+    if settings.compile != "auto":
+        return settings.compile == "always"
+    size = sum(p.numel() for p in module.parameters())
+    return find_device(settings).type == "cuda" and size >= LEAST_TO_COMPILE
 
 
 def fit(

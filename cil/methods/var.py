@@ -3,22 +3,30 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
+    image_seeds,
     noisy_copies,
     staged_scores,
     token_log_likelihoods,
 )
-from cil.classify.schedule import Schedule, Stage, cost, schedule
+from cil.classify.schedule import Schedule, Stage, adaptive, cost, fit_margins, schedule
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.methods.method import MethodSize, StepLog
+from cil.methods.scoring import BATCH_SIZE
 from cil.methods.tokenizer import TokenizerModule, codebook_use
-from cil.methods.training import LoggedModule, find_device, fit, one_cycle
+from cil.methods.training import (
+    LoggedModule,
+    autocast,
+    find_device,
+    fit,
+    one_cycle,
+    pays_to_compile,
+)
 from cil.methods.var_parts import build_model, build_tokenizer, check_settings
 from cil.models.class_groups import NULL_CLASS, Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
@@ -30,11 +38,16 @@ class VARModule(LoggedModule):
     """Fits the newest class group of `model` on batches (cached tokens (B, L), labels (B,))."""
 
     def __init__(
-        self, model: Incremental, tokenizer: MultiScaleTokenizer, settings: VARConfig, steps: int
+        self,
+        model: Incremental,
+        tokenizer: MultiScaleTokenizer,
+        settings: VARConfig,
+        trainer: TrainerConfig,
+        steps: int,
     ) -> None:
         super().__init__()
         self.model = model
-        self.settings, self.steps = settings, steps
+        self.settings, self.trainer_settings, self.steps = settings, trainer, steps
         # Behind a tuple Lightning does not see the frozen tokenizer as a part of this module.
         self._frozen = (tokenizer,)
 
@@ -51,8 +64,8 @@ class VARModule(LoggedModule):
             )
             labels_B = labels_B.masked_fill(dropped, NULL_CLASS)
         group = len(self.model.groups) - 1
-        logits_BLV = self.model(inputs_BLZ, labels_B, group)
-        loss = F.cross_entropy(logits_BLV.flatten(0, 1), tokens_BL.flatten())
+        with autocast(self.trainer_settings):
+            loss = -self.model.log_likelihoods(inputs_BLZ, labels_B, tokens_BL, group).mean()
         self.record({"var/nats_a_token": loss}, show="var/nats_a_token")
         return loss
 
@@ -81,8 +94,11 @@ class VARMethod:
         self.settings, self.tokenizer_settings, self.trainer = var, tokenizer, trainer
         self.experiences = len(stream.experiences)
         self.tokenizer = build_tokenizer(tokenizer, stream.channels)
-        self.model = build_model(tokenizer, var)
+        self.tokenizer.compiled = pays_to_compile(self.tokenizer, trainer)
+        self.model = self._new_model()
         self.scale_weights_K = torch.ones(len(tokenizer.scales))
+        self.margins_K: list[float] = []  # of the adaptive schedule
+        self.reads: list[float] = []  # classes that each of its stages reads, on average
         self.codebook_use: list[float] = []  # share of the codes met in each experience
 
     @property
@@ -108,38 +124,61 @@ class VARMethod:
         self.codebook_use.append(use)
         self.model.grow(len(experience.labels))
         title = f"{self.name} experience {experience.index + 1}/{self.experiences}"
-        self._fit(tokens, self.settings.steps, title, log, steps_before)
+        self.train_on(tokens, self.settings.steps, title, log, steps_before)
+        if self.settings.schedule == "adaptive":
+            self._fit_margins(augmented_views(experience.validation, views=1))
 
     def scale_log_likelihoods(self, images: Tensor) -> Tensor:
         """images (B, channels, H, W) -> log p(scale's tokens | coarser ones, class) (B, C, K)."""
         tokens_SBL, inputs_SBLZ = self.copies(images, samples=1)
-        values_BCL = token_log_likelihoods(self.model, tokens_SBL[0], inputs_SBLZ[0])
+        with autocast(self.trainer):
+            values_BCL = token_log_likelihoods(self.model, tokens_SBL[0], inputs_SBLZ[0])
         return by_scale(values_BCL, self.tokenizer.scales)
 
     def log_likelihood(self, images: Tensor) -> Tensor:
         """log p(image's tokens | class), neither weighted nor smoothed -> (B, classes seen)."""
         return self.scale_log_likelihoods(images).sum(-1)
 
-    def scores(self, images: Tensor) -> Tensor:
-        """Classes that an early stage of the schedule leaves out score -inf."""
-        tokens_SBL, inputs_SBLZ = self.copies(images, self.settings.smoothing_samples)
-        weights_K = self.scale_weights_K.to(images.device)
-        stages, mean = self._stages(), self.settings.smoothing_mean
-        return staged_scores(self.model, tokens_SBL, inputs_SBLZ, weights_K, stages, mean)
+    def scores(
+        self, images: Tensor, stages: Schedule | None = None, reads: list[Tensor] | None = None
+    ) -> Tensor:
+        """Classes that an early stage of the schedule leaves out score -inf.
+
+        `stages` stands in for the configured schedule; `reads` takes in how many classes each of
+        them read for each image (stages, B).
+        """
+        stages = self.stages() if stages is None else stages
+        samples = max(stage.samples for stage in stages)
+        tokens_SBL, inputs_SBLZ = self.copies(images, samples)
+        with autocast(self.trainer):
+            return staged_scores(
+                self.model,
+                tokens_SBL,
+                inputs_SBLZ,
+                self.scale_weights_K.to(images.device),
+                stages,
+                self.settings.smoothing_mean,
+                reads=reads,
+            )
 
     @torch.inference_mode()
     def copies(self, images: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Tokens (S, B, L) of each image and of noisy copies, and what the transformer reads."""
-        self.tokenizer.to(images.device)
-        self.model.to(images.device)
-        copies = noisy_copies(self.tokenizer.encode(images), samples, self.settings.smoothing_sigma)
-        tokens = [self.tokenizer.tokenize_latents(copy) for copy in copies]
-        inputs = [self.tokenizer.var_input(tokens_BL) for tokens_BL in tokens]
-        return torch.stack(tokens), torch.stack(inputs)
+        with torch.inference_mode(False):  # whose parameters could not be trained any more
+            self.tokenizer.to(images.device)
+            self.model.to(images.device)
+        latents, sigma = self.tokenizer.encode(images), self.settings.smoothing_sigma
+        seeds = image_seeds(images) if samples > 1 else []
+        copies = noisy_copies(latents, seeds, samples, sigma) if seeds else latents[None]
+        tokens, inputs = self.tokenizer.read(copies.flatten(0, 1))
+        return tokens.unflatten(0, copies.shape[:2]), inputs.unflatten(0, copies.shape[:2])
 
-    def _stages(self) -> Schedule:
-        settings = self.settings
-        return schedule(settings.schedule, len(self.tokenizer.scales), settings.smoothing_samples)
+    def stages(self) -> Schedule:
+        """The configured schedule."""
+        settings, scales = self.settings, len(self.tokenizer.scales)
+        if settings.schedule == "adaptive":
+            return adaptive(self.margins_K, settings.smoothing_samples)
+        return schedule(settings.schedule, scales, settings.smoothing_samples)
 
     def state(self) -> dict[str, Any]:
         return {
@@ -147,17 +186,20 @@ class VARMethod:
             "model": self.model.state_dict(),
             "tokenizer": self.tokenizer.state_dict(),
             "scale_weights": self.scale_weights_K,
+            "margins": self.margins_K,
+            "reads": self.reads,
             "codebook_use": self.codebook_use,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Grow to the recorded class groups, then load their weights."""
-        self.model = build_model(self.tokenizer_settings, self.settings)
+        self.model = self._new_model()
         for classes in state["groups"]:
             self.model.grow(classes)
         self.model.load_state_dict(state["model"])
         self.tokenizer.load_state_dict(state["tokenizer"])
         self.scale_weights_K = state["scale_weights"]
+        self.margins_K, self.reads = list(state["margins"]), list(state["reads"])
         self.codebook_use = list(state["codebook_use"])
         self._freeze_tokenizer()
         self.model.eval()
@@ -165,10 +207,11 @@ class VARMethod:
     def size(self) -> MethodSize:
         modules = (self.tokenizer, self.model)
         parameters = sum(p.numel() for m in modules for p in m.parameters())
-        trunk, stages = self.model.trunk(0), self._stages()
+        trunk, stages = self.model.trunk(0), self.stages()
         one_class = (Stage(len(self.tokenizer.scales), 1, 1),)
         whole = cost(one_class, trunk, classes=1)
-        evaluations = cost(stages, trunk, self.classes_seen).layers / whole.layers
+        staged = cost(stages, trunk, self.classes_seen, reads=self.reads or None)
+        evaluations = staged.layers / whole.layers
         return MethodSize(parameters, 0, evaluations)
 
     def facts(self) -> dict[str, float]:
@@ -199,15 +242,15 @@ class VARMethod:
         self.model.start(classes)
         tokens = self._token_maps(images)
         steps, before = self.settings.first_steps, self.tokenizer_settings.steps
-        self._fit(tokens, steps, f"{self.name} trunk", log, before)
+        self.train_on(tokens, steps, f"{self.name} trunk", log, before)
 
-    def _fit(
-        self, tokens: TensorDataset, steps: int, title: str, log: StepLog, first_step: int
+    def train_on(
+        self, tokens: TensorDataset, steps: int, title: str, log: StepLog, first_step: int = 0
     ) -> None:
-        """Train what the model lets learn now."""
+        """Train what the model lets learn now on (tokens (N, L), labels (N,))."""
         self.model.train()  # Lightning leaves the mode of a module as it finds it
         fit(
-            VARModule(self.model, self.tokenizer, self.settings, steps),
+            VARModule(self.model, self.tokenizer, self.settings, self.trainer, steps),
             shuffled_batches(tokens, self.settings.batch_size),
             steps=steps,
             title=title,
@@ -220,8 +263,30 @@ class VARMethod:
 
     def _fit_scale_weights(self, held_out: TensorDataset) -> None:
         images, labels = held_out.tensors
-        values_BCK = self.scale_log_likelihoods(images.to(find_device(self.trainer)))
+        batches = images.to(find_device(self.trainer)).split(BATCH_SIZE)
+        values_BCK = torch.cat([self.scale_log_likelihoods(batch) for batch in batches])
         self.scale_weights_K = fit_scale_weights(values_BCK.cpu(), labels)
+
+    def _fit_margins(self, held_out: TensorDataset) -> None:
+        """Margins for the newest group's images among all classes, or those before if larger."""
+        images, labels = held_out.tensors
+        batches = images.to(find_device(self.trainer)).split(BATCH_SIZE)
+        values_BCK = torch.cat([self.scale_log_likelihoods(batch) for batch in batches]).cpu()
+        every = schedule("varc", len(self.tokenizer.scales), self.settings.smoothing_samples)
+        final_BC = torch.cat([self.scores(batch, every) for batch in batches]).cpu()
+        fitted = fit_margins(values_BCK * self.scale_weights_K, labels, final_BC)
+        before = self.margins_K or fitted
+        self.margins_K = [max(pair) for pair in zip(fitted, before, strict=True)]
+        reads: list[Tensor] = []
+        for batch in batches:
+            self.scores(batch, reads=reads)
+        self.reads = torch.cat(reads, 1).double().mean(1).tolist()
+
+    def _new_model(self) -> Incremental:
+        model = build_model(self.tokenizer_settings, self.settings)
+        trunk: Any = model.trunks[0]
+        trunk.compiled = pays_to_compile(trunk, self.trainer)
+        return model
 
     def _freeze_tokenizer(self) -> None:
         self.tokenizer.eval().requires_grad_(False)

@@ -178,6 +178,15 @@ class Incremental(nn.Module):
         condition_BD, adapter = self.groups.condition(labels_B), self.groups.adapter(group)
         return self.trunk(group)(inputs_BLZ, condition_BD, adapter, self.groups.null)
 
+    def log_likelihoods(
+        self, inputs_BLZ: Tensor, labels_B: Tensor, tokens_BL: Tensor, group: int
+    ) -> Tensor:
+        """log p of each token (B, L) under these labels: what training maximises."""
+        condition_BD, adapter = self.groups.condition(labels_B), self.groups.adapter(group)
+        trunk = self.trunk(group)
+        x_BLD = trunk.features(inputs_BLZ, condition_BD, adapter, self.groups.null)
+        return trunk.log_likelihoods(x_BLD, condition_BD, tokens_BL, adapter)
+
     def trunk(self, group: int) -> Any:
         """The trunk that serves a group."""
         return self.trunks[self._trunk_of[group]]

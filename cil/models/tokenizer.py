@@ -5,8 +5,10 @@ An image becomes L tokens: p_1 x p_1 of them for the coarsest scale, ..., p_K x 
 Shapes: B images, Z latent channels, h = w = p_K, K scales, L = sum p_k^2 tokens, V vocabulary.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -15,17 +17,49 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cil.models.autoencoder import Decoder, Encoder
+from cil.models.compiling import any_batch, compiled
 
 
 @dataclass(frozen=True)
 class Quantised:
     """One pass of residual quantisation."""
 
+    encoded_BZhw: Tensor  # the encoder's output
+    partial_BZhw: tuple[Tensor, ...]  # what the first scales add up to: the first, two, ... all
     tokens_BL: Tensor
-    latents_BZhw: Tensor  # the sum over scales, straight-through to the encoder's output
+    inputs_BLZ: Tensor  # what a transformer reads: as `var_input` of these tokens
     pooled_NZ: Tensor  # the vectors that were matched, scale by scale, and the codes they met:
     matches_N: Tensor  # what an averaging codebook follows
-    loss: Tensor  # commitment, plus what teaches phi to reproduce the encoder's output
+
+    def straight_through(self) -> Tensor:
+        """The sum over all scales (B, Z, h, w), straight-through to the encoder's output."""
+        return self.encoded_BZhw + (self.partial_BZhw[-1] - self.encoded_BZhw).detach()
+
+    def loss(self, commitment: float) -> Tensor:
+        """Commitment, plus what teaches phi to reproduce the encoder's output; mean of scales."""
+        losses = [
+            commitment * F.mse_loss(self.encoded_BZhw, partial.detach())
+            + F.mse_loss(partial, self.encoded_BZhw.detach())
+            for partial in self.partial_BZhw
+        ]
+        return torch.stack(losses).mean()
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _full_precision(
+    method: Callable[Concatenate["MultiScaleTokenizer", P], T],
+) -> Callable[Concatenate["MultiScaleTokenizer", P], T]:
+    """Outside of any autocast: an image is the same tokens in whatever precision they are used."""
+
+    @wraps(method)
+    def exact(self: "MultiScaleTokenizer", *args: P.args, **options: P.kwargs) -> T:
+        with torch.autocast("cuda" if self.codebook.is_cuda else "cpu", enabled=False):
+            return method(self, *args, **options)
+
+    return exact
 
 
 class Phi(nn.Module):
@@ -43,7 +77,8 @@ class MultiScaleTokenizer(nn.Module):
     """Images (B, image_channels, H, W) in [-1, 1] <-> tokens (B, L) in [0, V).
 
     The defaults are the released 256 px model. The image side must be 2^(levels-1) * scales[-1].
-    The codebook takes no gradient: it is trained by moving averages (methods/tokenizer.py).
+    The codebook takes no gradient: it is trained by moving averages (methods/tokenizer.py). With
+    `compiled` set, encoding and reading go through torch.compile.
     """
 
     def __init__(
@@ -57,7 +92,6 @@ class MultiScaleTokenizer(nn.Module):
         vocabulary: int = 4096,
         scales: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
         phis: int = 4,
-        commitment: float = 0.25,
     ) -> None:
         super().__init__()
         sizes = (image_channels, channels, multipliers, residual_blocks, latent_channels)
@@ -69,17 +103,23 @@ class MultiScaleTokenizer(nn.Module):
         self.phis = nn.ModuleList(Phi(latent_channels) for _ in range(phis))
         self.scales = tuple(scales)
         self.phi_of_scale = [self._phi_index(k) for k in range(len(self.scales))]
-        self.commitment = commitment
+        self.compiled = False
         self.image_size = 2 ** (len(multipliers) - 1) * self.scales[-1]
+        for k, p in enumerate(self.scales):
+            self.register_buffer(f"_enlarge{k}", _bicubic(p, self.scales[-1]), persistent=False)
 
     @property
     def tokens(self) -> int:
         """L."""
         return sum(p * p for p in self.scales)
 
+    @_full_precision
     def encode(self, images: Tensor) -> Tensor:
         """images -> continuous latents (B, Z, h, w)."""
-        return self.before(self.encoder(images))
+        if not self.compiled:
+            return self.before(self.encoder(images))
+        any_batch(images)
+        return self.before(compiled(Encoder.forward)(self.encoder, images))
 
     def tokenize(self, images: Tensor) -> Tensor:
         """images -> tokens (B, L)."""
@@ -87,22 +127,32 @@ class MultiScaleTokenizer(nn.Module):
 
     def tokenize_latents(self, latents_BZhw: Tensor) -> Tensor:
         """The encoder's output -> tokens (B, L)."""
-        return self.quantise(latents_BZhw).tokens_BL
+        return self.read(latents_BZhw)[0]
+
+    def read(self, latents_BZhw: Tensor) -> tuple[Tensor, Tensor]:
+        """The encoder's output -> tokens (B, L), and `var_input` of them at no further cost."""
+        if not self.compiled:
+            return _read(self, latents_BZhw)
+        any_batch(latents_BZhw)
+        return compiled(_read)(self, latents_BZhw)
 
     def decode(self, tokens_BL: Tensor) -> Tensor:
         """tokens -> images (B, image_channels, H, W), clamped to [-1, 1]."""
         *_, latents = self.partial_latents(tokens_BL)
         return self.decode_latents(latents).clamp(-1, 1)
 
+    @_full_precision
     def decode_latents(self, latents_BZhw: Tensor) -> Tensor:
         return self.decoder(self.after(latents_BZhw))
 
+    @_full_precision
     def quantise(self, latents_BZhw: Tensor) -> Quantised:
         """Residual quantisation, coarse to fine (algorithm 1)."""
         target = latents_BZhw.detach()
         summed = torch.zeros_like(target)
-        tokens, pooled, matches, losses = [], [], [], []
+        tokens, inputs, pooled, matches, partial = [], [], [], [], []
         for k, p in enumerate(self.scales):
+            inputs.append(self.next_input(summed.detach(), k))
             vectors = rearrange(_area(target - summed.detach(), p), "b z h w -> (b h w) z")
             ids = self._nearest(vectors)
             ids_BN = ids.view(len(target), p * p)
@@ -110,22 +160,26 @@ class MultiScaleTokenizer(nn.Module):
             tokens.append(ids_BN)
             pooled.append(vectors)
             matches.append(ids)
-            losses.append(
-                self.commitment * F.mse_loss(latents_BZhw, summed.detach())
-                + F.mse_loss(summed, target)
-            )
-        straight_through = latents_BZhw + (summed - latents_BZhw).detach()
-        loss = torch.stack(losses).mean()
+            partial.append(summed)
         return Quantised(
-            torch.cat(tokens, 1), straight_through, torch.cat(pooled), torch.cat(matches), loss
+            latents_BZhw,
+            tuple(partial),
+            torch.cat(tokens, 1),
+            torch.cat(inputs[1:], 1),  # the first scale reads none
+            torch.cat(pooled),
+            torch.cat(matches),
         )
 
+    @_full_precision
     def detail(self, tokens_BN: Tensor, k: int) -> Tensor:
         """What scale k adds to the latents: tokens (B, p_k^2) -> (B, Z, h, w)."""
-        p, h = self.scales[k], self.scales[-1]
+        p = self.scales[k]
         vectors = rearrange(self.codebook[tokens_BN], "b (p q) z -> b z p q", p=p)
-        if p != h:
-            vectors = F.interpolate(vectors, size=(h, h), mode="bicubic")
+        if p != self.scales[-1]:
+            # Bicubic interpolation as two matrix products: torch's own kernel is made for few
+            # channels, and takes most of the time of a quantisation on a GPU.
+            enlarge_hp = getattr(self, f"_enlarge{k}")
+            vectors = enlarge_hp @ vectors @ enlarge_hp.T
         return self.phis[self.phi_of_scale[k]](vectors)
 
     def partial_latents(self, tokens_BL: Tensor) -> Iterator[Tensor]:
@@ -159,6 +213,18 @@ class MultiScaleTokenizer(nn.Module):
         ticks = np.linspace(margin, 1 - margin, n)
         position = k / max(len(self.scales) - 1, 1)
         return int(np.argmin(np.abs(ticks - position)))
+
+
+def _read(tokenizer: MultiScaleTokenizer, latents_BZhw: Tensor) -> tuple[Tensor, Tensor]:
+    quantised = tokenizer.quantise(latents_BZhw)
+    return quantised.tokens_BL, quantised.inputs_BLZ
+
+
+def _bicubic(size: int, larger: int) -> Tensor:
+    """(larger, size): how bicubic interpolation enlarges one axis."""
+    # On the CPU also where the parameters are built without memory (official.py).
+    single = torch.eye(size, device="cpu").view(1, size, size, 1)
+    return F.interpolate(single, size=(larger, 1), mode="bicubic")[0, :, :, 0].T.contiguous()
 
 
 def _area(x: Tensor, size: int) -> Tensor:

@@ -4,24 +4,44 @@ Shapes: B images, L tokens, D width, Z latent channels, V vocabulary, K scales.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cil.models.attention import Sight, attend
 from cil.models.class_groups import Adapter, LowRank, Updates
+from cil.models.compiling import any_batch, compiled
 
 
-def linear(x: Tensor, layer: nn.Linear, update: LowRank | None) -> Tensor:
-    """The layer with its class group's update, if any.
+def linear(
+    x: Tensor, layer: nn.Linear, update: LowRank | None, bias: Tensor | None = None
+) -> Tensor:
+    """The layer with its class group's update, if any; `bias` stands in where it has none.
 
     All rows of a batch belong to one group. Most layers see a row a token, which are more than they
     have columns: updating the matrix then costs less than a second product for every row.
     """
-    return layer(x) if update is None else F.linear(x, layer.weight + update.matrix(), layer.bias)
+    weight = layer.weight if update is None else layer.weight + update.matrix()
+    return F.linear(x, weight, layer.bias if bias is None else bias)
+
+
+def linear_gelu(x: Tensor, layer: nn.Linear, update: LowRank | None) -> Tensor:
+    """GELU (tanh) of the layer, in the product's own kernel where there is such a one.
+
+    Apart, it reads and writes the widest activations of a block once more.
+    """
+    if not x.is_cuda or torch.is_grad_enabled() or not torch.is_autocast_enabled("cuda"):
+        return F.gelu(linear(x, layer, update), approximate="tanh")
+    dtype = torch.get_autocast_dtype("cuda")
+    weight = layer.weight if update is None else layer.weight + update.matrix()
+    rows = x.to(dtype).flatten(0, -2)
+    out = torch._addmm_activation(layer.bias.to(dtype), rows, weight.to(dtype).T, use_gelu=True)
+    return out.view(*x.shape[:-1], -1)
 
 
 def modulate(x_BLD: Tensor, scale_B1D: Tensor, shift_B1D: Tensor) -> Tensor:
@@ -36,29 +56,54 @@ def unit(x: Tensor) -> Tensor:
 
 
 @dataclass
+class BlockCache:
+    """What attention in one block has read so far: (B, heads, tokens, D / heads) each."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append further tokens; returns all there are."""
+        if self.keys is not None and self.values is not None:
+            keys = torch.cat([self.keys, keys], dim=2)
+            values = torch.cat([self.values, values], dim=2)
+        else:  # not as a view of queries, keys and values together, which would keep them all
+            keys, values = keys.contiguous(), values.contiguous()
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def rows(self, which: Tensor | slice) -> "BlockCache":
+        if self.keys is None or self.values is None:
+            return BlockCache()
+        return BlockCache(self.keys[which], self.values[which])
+
+
+@dataclass
 class Cache:
-    """The keys and values of the scales read so far, by block: (B, heads, tokens, D / heads).
+    """The keys and values of the scales read so far, by block.
 
     Attention is causal by scale, so that what a scale has computed never changes afterwards.
     """
 
-    keys: dict[int, Tensor] = field(default_factory=dict)
-    values: dict[int, Tensor] = field(default_factory=dict)
+    blocks: dict[int, BlockCache] = field(default_factory=dict)
 
-    def extend(self, block: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Append a scale's keys and values; returns those of all scales."""
-        if block in self.keys:
-            keys = torch.cat([self.keys[block], keys], dim=2)
-            values = torch.cat([self.values[block], values], dim=2)
-        self.keys[block], self.values[block] = keys, values
-        return keys, values
+    def of(self, block: int) -> BlockCache:
+        return self.blocks.setdefault(block, BlockCache())
 
-    def rows(self, index_N: Tensor) -> "Cache":
-        """The cache of some of the rows, in the order of `index_N`."""
-        return Cache(
-            {block: keys[index_N] for block, keys in self.keys.items()},
-            {block: values[index_N] for block, values in self.values.items()},
-        )
+    def rows(self, which: Tensor | slice) -> "Cache":
+        """The cache of some of the rows, in that order."""
+        return Cache({i: block.rows(which) for i, block in self.blocks.items()})
+
+    @staticmethod
+    def joined(parts: Sequence["Cache"]) -> "Cache":
+        """The rows of all parts, which have read the same scales."""
+        if len(parts) == 1:
+            return parts[0]
+        whole = Cache()
+        for i in parts[0].blocks:
+            keys, values = zip(*((p.of(i).keys, p.of(i).values) for p in parts), strict=True)
+            whole.blocks[i] = BlockCache(torch.cat(keys), torch.cat(values))
+        return whole
 
 
 class Attention(nn.Module):
@@ -76,21 +121,18 @@ class Attention(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        mask_LL: Tensor | None,
+        sight: Sight,
         updates: Updates,
-        cache: Cache | None = None,
-        block: int = 0,
+        cache: BlockCache | None = None,
     ) -> Tensor:
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = linear(x_BLD, self.qkv, updates.get("qkv")) + bias
+        qkv = linear(x_BLD, self.qkv, updates.get("qkv"), bias)
         q, k, v = rearrange(qkv, "b l (n h d) -> n b h l d", n=3, h=self.heads)
         q = unit(q) * self.log_scale.clamp(max=math.log(100.0)).exp()
         q, k = q.to(v), unit(k).to(v)
         if cache is not None:
-            k, v = cache.extend(block, k, v)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask_LL, scale=1.0)
-        out = rearrange(attended, "b h l d -> b l (h d)")
-        return linear(out, self.proj, updates.get("proj"))
+            k, v = cache.extend(k, v)
+        return linear(attend(q, k, v, sight), self.proj, updates.get("proj"))
 
 
 class Block(nn.Module):
@@ -127,10 +169,9 @@ class Block(nn.Module):
         x_BLD: Tensor,
         condition_BD: Tensor,
         shared_B6D: Tensor | None,
-        mask_LL: Tensor | None,
+        sight: Sight,
         updates: Updates,
-        cache: Cache | None = None,
-        block: int = 0,
+        cache: BlockCache | None = None,
     ) -> Tensor:
         if shared_B6D is None:
             modulation = linear(F.silu(condition_BD), self.adaln, updates.get("adaln"))
@@ -138,11 +179,10 @@ class Block(nn.Module):
             modulation = shared_B6D + self.own_modulation
         gate1, gate2, scale1, scale2, shift1, shift2 = modulation[:, None].chunk(6, dim=-1)
         h = modulate(x_BLD, scale1, shift1)
-        attended = self.attention(h, mask_LL, updates, cache, block)
+        attended = self.attention(h, sight, updates, cache)
         x_BLD = self._add(x_BLD, attended, gate1)
-        h = linear(modulate(x_BLD, scale2, shift2), self.fc1, updates.get("fc1"))
-        h = linear(F.gelu(h, approximate="tanh"), self.fc2, updates.get("fc2"))
-        return self._add(x_BLD, h, gate2)
+        h = linear_gelu(modulate(x_BLD, scale2, shift2), self.fc1, updates.get("fc1"))
+        return self._add(x_BLD, linear(h, self.fc2, updates.get("fc2")), gate2)
 
     def _add(self, x_BLD: Tensor, branch_BLD: Tensor, gate_B1D: Tensor) -> Tensor:
         """x + gate * branch, with stochastic depth: in training, single images leave it out."""
@@ -176,6 +216,9 @@ class VAR(nn.Module):
 
     With `condition_from` = m > 0 the start token and the first m blocks see the null class alone:
     they run once an image, and only the other blocks and the head once a class.
+
+    With `compiled` set, blocks and head go through torch.compile: worth its tens of seconds on a
+    GPU, where it fuses what lies between the matrix products.
     """
 
     def __init__(
@@ -195,6 +238,7 @@ class VAR(nn.Module):
         self.scales = tuple(scales)
         self.width = width
         self.condition_from = condition_from
+        self.compiled = False
         # On the CPU also where the parameters are built without memory (official.py).
         level_L = torch.cat([torch.full((p * p,), k, device="cpu") for k, p in enumerate(scales)])
         self.level_L: Tensor
@@ -203,6 +247,8 @@ class VAR(nn.Module):
         self.mask_LL: Tensor
         mask_LL = level_L[:, None] >= level_L[None, :]
         self.register_buffer("mask_LL", mask_LL, persistent=False)
+        self.limits_L: Tensor
+        self.register_buffer("limits_L", mask_LL.sum(1, dtype=torch.int32), persistent=False)
         self.embed = nn.Linear(latent_channels, width)
         self.start = nn.Parameter(torch.empty(scales[0] ** 2, width))
         self.position = nn.Parameter(torch.empty(len(level_L), width))
@@ -298,13 +344,20 @@ class VAR(nn.Module):
         tokens = self.tokens_of(scales)
         # A single scale sees all that there is: without a mask attention may take a faster kernel.
         mask = None if len(scales) == 1 else self.mask_LL[tokens, : tokens.stop]
+        sight = Sight(self.limits_L[tokens], mask, open=self.scales[scales.stop - 1] ** 2)
         shared = None
         if self.shared_adaln is not None:
             update = _at(adapter, "trunk").get("shared_adaln")
             shared = linear(F.silu(condition_BD), self.shared_adaln, update)
+        forward: Callable[..., Tensor] = Block.forward
+        if self.compiled:
+            forward = compiled(forward)
         for i in blocks:
-            updates = _at(adapter, str(i))
-            x_BND = self.blocks[i](x_BND, condition_BD, shared, mask, updates, cache, i)
+            updates, own = _at(adapter, str(i)), None if cache is None else cache.of(i)
+            if self.compiled:
+                read = [] if own is None else [own.keys, own.values]
+                any_batch(x_BND, condition_BD, shared, *read)
+            x_BND = forward(self.blocks[i], x_BND, condition_BD, shared, sight, updates, own)
         return x_BND
 
     def tokens_of(self, scales: range) -> slice:
@@ -322,6 +375,19 @@ class VAR(nn.Module):
         modulation = linear(F.silu(condition_BD), self.head_adaln, own.get("head_adaln"))
         scale, shift = modulation[:, None].chunk(2, dim=-1)
         return linear(modulate(features_BLD, scale, shift), self.head, own.get("head"))
+
+    def log_likelihoods(
+        self,
+        features_BLD: Tensor,
+        condition_BD: Tensor,
+        tokens_BL: Tensor,
+        adapter: Adapter | None = None,
+    ) -> Tensor:
+        """The head: log p of each of these tokens (B, L), fp32."""
+        score = compiled(_log_likelihoods) if self.compiled else _log_likelihoods
+        if self.compiled:
+            any_batch(features_BLD, condition_BD, tokens_BL)
+        return score(self, features_BLD, condition_BD, tokens_BL, adapter)
 
     def new_adapter(self, rank: int, everywhere: bool) -> Adapter:
         """Low-rank updates of every linear layer, or only of those that read the class (AdaLN).
@@ -364,6 +430,13 @@ class VAR(nn.Module):
         self.head_adaln.weight *= 0.5
         for layer in layers:
             layer.bias.zero_()
+
+
+def _log_likelihoods(
+    trunk: VAR, features_BLD: Tensor, condition_BD: Tensor, tokens_BL: Tensor, adapter: Any
+) -> Tensor:
+    logits = trunk.logits(features_BLD, condition_BD, adapter).flatten(0, 1).float()
+    return -F.cross_entropy(logits, tokens_BL.flatten(), reduction="none").view_as(tokens_BL)
 
 
 def _at(adapter: Adapter | None, place: str) -> Updates:

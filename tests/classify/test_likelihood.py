@@ -11,6 +11,7 @@ from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
     group_log_likelihoods,
+    image_seeds,
     noisy_copies,
     staged_scores,
     token_log_likelihoods,
@@ -97,11 +98,11 @@ def test_probabilities_of_one_token_sum_to_one(model, tokenizer, tokens, tiny_to
         torch.testing.assert_close(values.exp().sum(0), torch.ones(6), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("max_rows", [1, 4, 7, 10_000])
-def test_chunks_do_not_matter(model, tokens, inputs, max_rows):
+@pytest.mark.parametrize("max_tokens", [1, 120, 210, 300_000])
+def test_chunks_do_not_matter(model, tokens, inputs, max_tokens):
     for group in range(3):
         whole = group_log_likelihoods(model, group, tokens, inputs)
-        chunked = group_log_likelihoods(model, group, tokens, inputs, max_rows=max_rows)
+        chunked = group_log_likelihoods(model, group, tokens, inputs, max_tokens)
         assert chunked.shape == whole.shape
         torch.testing.assert_close(chunked, whole, atol=1e-5, rtol=1e-5)
 
@@ -110,8 +111,8 @@ def test_no_more_pairs_at_a_time_than_allowed(model, tokens, inputs, monkeypatch
     rows, trunk = [], model.trunk(0)
     logits = trunk.logits
     monkeypatch.setattr(trunk, "logits", lambda x, *rest: rows.append(len(x)) or logits(x, *rest))
-    group_log_likelihoods(model, 0, tokens, inputs, max_rows=7)
-    assert rows == [6, 6, 3]  # five images of three classes
+    group_log_likelihoods(model, 0, tokens, inputs, max_tokens=7 * 30)
+    assert rows == [7, 7, 1]  # five images of three classes
 
 
 def test_a_later_group_does_not_touch_earlier_scores(
@@ -128,18 +129,41 @@ def test_a_later_group_does_not_touch_earlier_scores(
     assert torch.equal(after[:, :3], before)
 
 
+@pytest.mark.integration
+def test_compiled_it_computes_the_same(
+    tokens, inputs, tiny_tokenizer_config, tiny_var_config, shake
+):
+    """Scoring through a cache in batches of two sizes, and gradients."""
+    model = build_model(tiny_tokenizer_config, replace(tiny_var_config, depth=1))
+    model.grow(3)
+    shake(model)
+    model.requires_grad_(True)
+    labels, stages, found = torch.arange(5) % 3, [Stage(2, 1, 2), Stage(4, 1, 1)], []
+    for compiled in (False, True):
+        model.trunks[0].compiled = compiled
+        scores = [
+            staged_scores(model, tokens[None, :n], inputs[None, :n], torch.ones(4), stages)
+            for n in (5, 3)
+        ]
+        loss = -model.log_likelihoods(inputs, labels, tokens, 0).mean()
+        gradients = torch.autograd.grad(loss, list(model.trunks[0].parameters()))
+        found.append([*scores, loss.detach(), *gradients])
+    for plain, fast in zip(*found, strict=True):
+        torch.testing.assert_close(plain, fast, atol=1e-4, rtol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def copies(tokenizer, tiny_images) -> tuple[Tensor, Tensor]:
     """Tokens and inputs of three copies of seven images."""
     with torch.no_grad():
         latents = tokenizer.encode(tiny_images[::6])
-        noisy = noisy_copies(latents, samples=3, sigma=0.5 * latents.std().item())
+        noisy = noisy_copies(latents, range(7), samples=3, sigma=0.5 * latents.std().item())
         tokens = [tokenizer.tokenize_latents(copy) for copy in noisy]
         return torch.stack(tokens), torch.stack([tokenizer.var_input(t) for t in tokens])
 
 
 @pytest.mark.parametrize("mean", ["log_likelihoods", "probabilities"])
-@pytest.mark.parametrize("max_rows", [3, 1000])
+@pytest.mark.parametrize("max_tokens", [90, 250, 30_000])
 @pytest.mark.parametrize(
     "stages",
     [
@@ -153,7 +177,7 @@ def copies(tokenizer, tiny_images) -> tuple[Tensor, Tensor]:
     ],
 )
 def test_stages_score_as_if_everything_had_been_scored(
-    model, copies, stages, max_rows, mean, monkeypatch
+    model, copies, stages, max_tokens, mean, monkeypatch
 ):
     monkeypatch.setattr("cil.classify.likelihood.MAX_LOGITS", 1000)  # two rows of 30 x 16
     tokens, inputs = copies
@@ -176,7 +200,7 @@ def test_stages_score_as_if_everything_had_been_scored(
         if stage is not stages[-1]:
             left = expected.argsort(1, descending=True).argsort(1) < stage.keep
             left &= expected >= expected.amax(1, keepdim=True) - stage.margin
-    found = staged_scores(model, tokens, inputs, weights, stages, mean, max_rows)
+    found = staged_scores(model, tokens, inputs, weights, stages, mean, max_tokens)
     assert torch.equal(found.isinf(), expected.isinf())
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
@@ -191,7 +215,7 @@ def test_no_scale_is_read_twice_for_a_class_that_stays(model, copies):
     ]
     stages = [Stage(2, 1, 2), Stage(4, 2, 1)]
     reads: list[Tensor] = []
-    staged_scores(model, tokens, inputs, torch.ones(4), stages, max_rows=21, reads=reads)
+    staged_scores(model, tokens, inputs, torch.ones(4), stages, max_tokens=105, reads=reads)
     for handle in handles:
         handle.remove()
     images = len(tokens[0])
@@ -204,14 +228,23 @@ def test_no_scale_is_read_twice_for_a_class_that_stays(model, copies):
 
 def test_noise_is_the_images_own():
     latents = torch.randn(5, 4, 3, 3)
-    copies = list(noisy_copies(latents, samples=3, sigma=0.2))
+    seeds = image_seeds(torch.randn(5, 1, 6, 6))
+    copies = noisy_copies(latents, seeds, samples=3, sigma=0.2)
     assert len(copies) == 3
     assert torch.equal(copies[0], latents)
-    alone = list(noisy_copies(latents[2:3], samples=3, sigma=0.2))
-    assert all(torch.equal(a[0], c[2]) for a, c in zip(alone, copies, strict=True))
-    noise = torch.stack(copies[1:]) - latents
+    assert torch.equal(noisy_copies(latents[2:3], seeds[2:3], 3, sigma=0.2), copies[:, 2:3])
+    noise = copies[1:] - latents
     assert 0.1 < noise.std() < 0.3
     assert not torch.allclose(noise[0], noise[1])
+    assert not torch.allclose(noise[0, 0], noise[0, 1])
+
+
+def test_a_seed_is_the_pixels():
+    images = torch.randn(3, 2, 4, 4)
+    seeds = image_seeds(images)
+    assert len(set(seeds)) == 3
+    assert image_seeds(images[1:]) == seeds[1:]
+    assert image_seeds(images.to(memory_format=torch.channels_last)) == seeds
 
 
 def test_by_scale_sums_the_tokens_of_each():

@@ -127,7 +127,7 @@ def test_one_class_is_read_once():
 @pytest.mark.parametrize("tolerance", [0.0, 1.0])
 def test_a_tolerance_is_a_share(tolerance):
     with pytest.raises(ValueError, match="tolerance"):
-        fit_margins(*values_and_labels(), tolerance)
+        fit_margins(*values_and_labels(), tolerance=tolerance)
 
 
 def values_and_labels() -> tuple[Tensor, Tensor]:
@@ -152,7 +152,7 @@ def pruned(values: Tensor, margins: list[float]) -> tuple[Tensor, float]:
 @pytest.mark.parametrize("tolerance", [0.003, 0.02, 0.1])
 def test_fitted_margins_lose_as_much_as_is_allowed(tolerance):
     values, labels = values_and_labels()
-    margins = fit_margins(values, labels, tolerance)
+    margins = fit_margins(values, labels, tolerance=tolerance)
     whole = (values.sum(-1).argmax(1) == labels).float().mean()
     found, left = pruned(values, margins)
     assert whole - (found == labels).float().mean() <= tolerance
@@ -167,13 +167,24 @@ def test_margins_leave_what_is_not_settled():
     values = torch.zeros(20, 2, 2)
     labels = torch.arange(20) % 2
     values[torch.arange(20), labels] = 50.0
-    assert fit_margins(values, labels, 0.005) == pytest.approx([math.log(200)] * 2)
-    wrong = fit_margins(values, 1 - labels, 0.005)
+    assert fit_margins(values, labels) == pytest.approx([math.log(200)] * 2)
+    wrong = fit_margins(values, 1 - labels)
     assert wrong == [math.inf, math.inf]  # nothing to learn from
 
 
 def test_the_adaptive_schedule_reads_scale_after_scale():
-    first, second, last = adaptive([3.0, 5.0, 7.0], samples=4)
-    assert (first.scales, first.samples, first.margin) == (1, 1, 3.0)
-    assert (second.scales, second.samples, second.margin) == (2, 1, 5.0)
+    *clean, last = adaptive([3.0, 5.0, 7.0], samples=4)
+    found = [(stage.scales, stage.samples, stage.margin) for stage in clean]
+    assert found == [(1, 1, 3.0), (2, 1, 5.0), (3, 1, 7.0)]
     assert last == Stage(3, 4, 1)
+    assert list(adaptive([3.0, 5.0, 7.0], samples=1)) == clean
+
+
+def test_margins_spare_what_only_the_copies_put_right():
+    """Ten images that the clean copy alone gets wrong by 9 nats: they must stay open."""
+    values, labels = torch.zeros(100, 3, 1), torch.zeros(100, dtype=torch.long)
+    values[:, 0] = 30.0
+    values[:10, 1] = 39.0
+    final = torch.tensor([1.0, 0.0, 0.0]).expand(100, 3)
+    assert fit_margins(values, labels)[0] == pytest.approx(math.log(200))
+    assert fit_margins(values, labels, final)[0] == pytest.approx(9.0)

@@ -8,10 +8,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from cil.config import TrainerConfig
+from cil.classify.likelihood import by_scale
+from cil.classify.schedule import schedule
+from cil.config import StreamConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.errors import UserError
 from cil.methods.seeding import seed_all
 from cil.methods.var import VARMethod, VARModule, with_rotations
+from cil.streams import open_stream
 from cil.streams.tokens import augmented_views
 
 pytestmark = pytest.mark.integration  # every test learns
@@ -142,12 +145,65 @@ def test_divergence_is_an_error_that_says_what_to_do(
         method.learn(tiny_stream.experiences[0], lambda step, values: None)
 
 
+def test_the_adaptive_schedule_keeps_the_predictions(learned, tiny_stream, tiny_images):
+    """Margins come from each experience's held-out images, and never shrink."""
+    method, *_ = learned
+    before = method.settings, method.margins_K, method.reads
+    every = method.scores(tiny_images)
+    method.settings = replace(method.settings, schedule="adaptive")
+    margins, costs = [], []
+    for experience in tiny_stream.experiences[:2]:
+        method._fit_margins(augmented_views(experience.validation, views=1))
+        margins.append(method.margins_K)
+        costs.append(method.size().likelihood_evaluations)
+    found = method.scores(tiny_images)
+    method.settings, method.margins_K, method.reads = before
+    assert all(old <= new for old, new in zip(*margins, strict=True))
+    assert len(margins[0]) == 4
+    assert found.isinf().any()
+    assert (found.argmax(1) == every.argmax(1)).float().mean() > 0.9
+    assert costs[1] < method.size().likelihood_evaluations
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
+@pytest.mark.parametrize("condition_from", [0, 1])
+def test_on_a_gpu_16_bits_find_the_same_classes(condition_from):
+    """The shipped settings, learned and scored in mixed precision, against naive 32 bits."""
+    config = replace(VARConfig(), condition_from=condition_from)
+    stream, seen = open_stream(StreamConfig()), []
+    mixed = TrainerConfig(accelerator="gpu", progress=False)
+    method = VARMethod("var", stream, TokenizerConfig(), config, mixed)
+    for experience in stream.experiences:
+        method.learn(experience, lambda step, values: None)
+        seen += list(experience.test)
+    images = torch.stack([image for image, _ in seen]).cuda()
+    labels = torch.tensor([label for _, label in seen])
+    one_copy = schedule("varc", 4, 1)
+    found = method.scores(images, one_copy).argmax(1).cpu()
+    assert (found == labels).double().mean() > 0.9
+    tokens, inputs = method.copies(images, 1)
+    values = torch.empty(len(images), 10, 4)
+    with torch.no_grad():
+        for group, label in ((label // 2, label) for label in range(10)):
+            wanted = torch.full((len(images),), label, device="cuda")
+            logits = method.model(inputs[0].clone(), wanted, group)
+            chosen = logits.log_softmax(-1).gather(-1, tokens[0][..., None])[..., 0]
+            values[:, label] = by_scale(chosen, method.tokenizer.scales).cpu()
+    exact = (values * method.scale_weights_K).sum(-1).argmax(1)
+    assert (found == exact).double().mean() >= 0.995
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("compile_", ["never", "always"])
 def test_learning_and_scoring_alternate_on_a_gpu(
-    tiny_stream, tiny_tokenizer_config, tiny_var_config, tiny_images
+    compile_, tiny_stream, tiny_tokenizer_config, tiny_var_config, tiny_images
 ):
-    trainer = TrainerConfig(accelerator="gpu", progress=False)
+    trainer = TrainerConfig(accelerator="gpu", progress=False, compile=compile_)
     method = VARMethod("var", tiny_stream, tiny_tokenizer_config, tiny_var_config, trainer)
     for experience in tiny_stream.experiences[:2]:
         method.learn(experience, lambda step, values: None)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cil.classify.likelihood import group_log_likelihoods
+from cil.config import TrainerConfig
 from cil.methods.seeding import seed_all
 from cil.methods.var import VARMethod, VARModule
 from cil.methods.var_parts import build_model
@@ -142,7 +143,8 @@ def test_the_optimiser_holds_the_newest_group_alone(
     for index in range(4):
         model.start(8) if index == 0 else model.grow(2)
         of = {id(p): name for name, p in model.named_parameters()}
-        optimiser = VARModule(model, None, settings, 100).configure_optimizers()["optimizer"]
+        module = VARModule(model, None, settings, TrainerConfig(), steps=100)
+        optimiser = module.configure_optimizers()["optimizer"]
         held = [of[id(p)] for group in optimiser.param_groups for p in group["params"]]
         assert len(held) == len(set(held))
         names.append(set(held))
@@ -162,7 +164,8 @@ def test_the_optimiser_holds_the_newest_group_alone(
 def test_only_matrices_of_layers_decay(tiny_tokenizer_config, tiny_var_config):
     model = build_model(tiny_tokenizer_config, tiny_var_config)
     model.start(2)
-    optimiser = VARModule(model, None, tiny_var_config, 100).configure_optimizers()["optimizer"]
+    module = VARModule(model, None, tiny_var_config, TrainerConfig(), steps=100)
+    optimiser = module.configure_optimizers()["optimizer"]
     decayed = {id(p) for g in optimiser.param_groups if g["weight_decay"] for p in g["params"]}
     names = {name for name, p in model.named_parameters() if id(p) in decayed}
     layers = ["adaln", "attention.qkv", "attention.proj", "fc1", "fc2"]

@@ -26,7 +26,6 @@ def tokenizer(shake) -> MultiScaleTokenizer:
         vocabulary=12,
         scales=SCALES,
         phis=4,
-        commitment=0.25,
     )
     shake(tokenizer, amount=0.1)
     return tokenizer
@@ -86,25 +85,28 @@ def test_quantisation_is_the_papers(tokenizer, tiny_images, image):
     quantised = tokenizer.quantise(latents)
     assert len(set(tokens)) > 4
     assert quantised.tokens_BL[1].tolist() == tokens
-    torch.testing.assert_close(quantised.latents_BZhw[1], summed, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(quantised.straight_through()[1], summed, atol=1e-5, rtol=1e-5)
 
     inputs = [area(running[k - 1], p) for k, p in enumerate(SCALES) if k > 0]
     expected = torch.cat([x.flatten(1).T for x in inputs])
-    inputs_LZ = tokenizer.var_input(quantised.tokens_BL)[1]
-    torch.testing.assert_close(inputs_LZ, expected, atol=1e-5, rtol=1e-5)
+    for inputs_BLZ in (tokenizer.var_input(quantised.tokens_BL), quantised.inputs_BLZ):
+        torch.testing.assert_close(inputs_BLZ[1], expected, atol=1e-5, rtol=1e-5)
 
     # Commitment of the encoder 0.25, of phi 1: without gradients they are one and the same error.
     one = tokenizer.quantise(latents[1:2])
     errors = torch.stack([((latents[1] - f) ** 2).mean() for f in running])
-    torch.testing.assert_close(one.loss, 1.25 * errors.mean(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(one.loss(0.25), 1.25 * errors.mean(), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_latents_of_tokens_are_those_of_quantisation(tokenizer, tiny_images):
     quantised = tokenizer.quantise(tokenizer.encode(tiny_images))
     *_, last = tokenizer.partial_latents(quantised.tokens_BL)
-    torch.testing.assert_close(last, quantised.latents_BZhw)
+    torch.testing.assert_close(last, quantised.straight_through())
     assert torch.equal(tokenizer.tokenize(tiny_images), quantised.tokens_BL)
+    with torch.autocast("cpu", torch.bfloat16):  # the same tokens in whatever precision
+        assert torch.equal(tokenizer.tokenize(tiny_images), quantised.tokens_BL)
+        assert torch.equal(tokenizer.var_input(quantised.tokens_BL), quantised.inputs_BLZ)
     assert tokenizer.tokens == quantised.tokens_BL.shape[1] == 1 + 4 + 9 + 16
 
 
@@ -123,11 +125,11 @@ def test_reconstruction_reaches_the_encoder_straight_through(tokenizer, tiny_ima
     latents = tokenizer.encode(tiny_images[:4]).detach().requires_grad_(True)
     quantised = tokenizer.quantise(latents)
     target = torch.randn_like(latents)
-    gradient = torch.autograd.grad((quantised.latents_BZhw * target).sum(), latents)[0]
+    gradient = torch.autograd.grad((quantised.straight_through() * target).sum(), latents)[0]
     assert torch.equal(gradient, target)  # as if quantisation were the identity
 
     images = tokenizer.decode_latents(
-        tokenizer.quantise(tokenizer.encode(tiny_images)).latents_BZhw
+        tokenizer.quantise(tokenizer.encode(tiny_images)).straight_through()
     )
     (images - tiny_images).square().mean().backward()
     assert tokenizer.encoder.conv_in.weight.grad.abs().sum() > 0
@@ -137,7 +139,7 @@ def test_reconstruction_reaches_the_encoder_straight_through(tokenizer, tiny_ima
 
 def test_who_learns_from_which_loss(tokenizer, tiny_images):
     quantised = tokenizer.quantise(tokenizer.encode(tiny_images[:8]))
-    quantised.loss.backward()
+    quantised.loss(0.25).backward()
     assert tokenizer.codebook.grad is None
     assert not tokenizer.codebook.requires_grad
     assert all(phi.conv.weight.grad.abs().sum() > 0 for phi in tokenizer.phis)
@@ -147,7 +149,7 @@ def test_who_learns_from_which_loss(tokenizer, tiny_images):
 
 def test_commitment_weighs_only_the_encoders_side(tokenizer, tiny_images):
     latents = tokenizer.encode(tiny_images[:2]).detach().requires_grad_(True)
-    tokenizer.quantise(latents).loss.backward()
+    tokenizer.quantise(latents).loss(0.25).backward()
     with torch.no_grad():
         running = list(tokenizer.partial_latents(tokenizer.tokenize(tiny_images[:2])))
         errors = [2 * (latents - f) / latents.numel() for f in running]
