@@ -12,9 +12,19 @@ class StreamConfig:
     """Where the images come from and in which class groups they arrive."""
 
     source: str = "digits"
-    """Image source: digits (scikit-learn's 1,797 real handwritten digits, shown at 16 px)."""
-    experiences: int = 5
-    """Number of class groups; must divide the number of classes."""
+    """Image source: digits (scikit-learn's 1,797 real handwritten digits, shown at 16 px),
+    glyphs100 (100 characters drawn from matplotlib's fonts at 32 px), image_folder, or, through
+    torchvision, cifar10, cifar100, mnist or fashion_mnist."""
+    root: str | None = None
+    """Folder of an image_folder, with train/ and val/ and in them a folder a class; or of what
+    torchvision reads and downloads (null: in the cache)."""
+    class_list: str | None = None
+    """Classes of an image_folder: ucir, cmc or podnet (the three lists called ImageNet-100), or a
+    text file with one a line; null takes every class there is."""
+    image_size: int | None = None
+    """Side in pixels to which an image_folder's images are cut and resized."""
+    protocol: str = "b0-2"
+    """Class groups: b0-10 is groups of 10 classes, b50-10 is 50 classes and then groups of 10."""
     class_order: list[int] | None = None
     """Original class ids in order of arrival; null draws them from order_seed."""
     order_seed: int = 1993
@@ -22,7 +32,11 @@ class StreamConfig:
     validation: float = 0.15
     """Share of the training images held out for everything that is tuned or fitted."""
     augment: bool = True
-    """Whether training images are randomly rotated, shifted and scaled."""
+    """Whether training images are varied at random: digits and glyphs a little rotated, shifted and
+    scaled, others shifted and mirrored."""
+    mirror: bool = False
+    """Whether a mirrored image of an image_folder is still one of its class, and training shows it
+    so."""
 
 
 @dataclass
@@ -153,6 +167,8 @@ class Config:
     """Random seeds; every method runs once with each; as [0,1,2]."""
     runs: str = "runs"
     """Folder of the records; a run lands in RUNS/EXPERIMENT/METHOD/seedK."""
+    cache: str = "cache"
+    """Folder of what is made once and used again: scans of image folders, drawn glyphs."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     var: VARConfig = field(default_factory=VARConfig)

@@ -100,7 +100,7 @@ def _open_stream(config: Config) -> "Stream":
     from cil.streams import open_stream
 
     print(f"opening the stream {config.stream.source} ...", file=sys.stderr)
-    return open_stream(config.stream)
+    return open_stream(config.stream, Path(config.cache))
 
 
 def _run_method(

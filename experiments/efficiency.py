@@ -338,12 +338,13 @@ def show(table: pd.DataFrame, title: str) -> None:
         "accuracy": ("accuracy", "{:.1%}"),
         "images_a_second": ("img/s", "{:.1f}"),
         "macs": ("MACs", "{:.3g}"),
-        "attention_macs": ("attention", "{:.2g}"),
         "peak_gib": ("GiB", "{:.1f}"),
         "share_of_rate": ("rate", "{:.0%}"),
         "time_against_first": ("time", "{:.1%}"),
     }
     columns = {n: c for n, c in columns.items() if n in table and table[n].notna().any()}
+    if not table["condition_from"].any():
+        del columns["condition_from"]
     for heading, _ in columns.values():
         shown.add_column(heading, justify="right" if heading else "left")
     for _, row in table.iterrows():

@@ -28,7 +28,7 @@ def tiny_stream() -> Stream:
     splits = {"train": 30, "validation": 12, "test": 20}
     images = {name: first_of_each(getattr(source, name), n) for name, n in splits.items()}
     source = replace(source, class_names=source.class_names[:CLASSES], content="tiny", **images)
-    return build_stream(source, 3, (3, 0, 5, 1, 4, 2))
+    return build_stream(source, "b0-2", (3, 0, 5, 1, 4, 2))
 
 
 @pytest.fixture(scope="session")

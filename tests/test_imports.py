@@ -42,15 +42,15 @@ CONFINED = {
     "avalanche": {"streams/", "methods/discriminative.py"},
     "jsonargparse": {"command_line.py"},
     "pytorch_lightning": {"methods/"},
-    "matplotlib": {"plots.py", "records/"},
+    "matplotlib": {"plots.py", "records/", "streams/glyphs.py"},
     "rich": {"table.py"},
     "sklearn": {"streams/"},
     "torchvision": {"streams/"},
     "huggingface_hub": {"models/official.py"},
 }
 # What a model may import: it knows no Lightning, no configuration and no files.
-OF_MODELS = {"torch", "einops", "numpy", "math", "collections", "dataclasses", "typing", "copy",
-             "cil"}  # fmt: skip
+OF_MODELS = {"torch", "triton", "einops", "numpy", "math", "collections", "dataclasses", "typing",
+             "copy", "functools", "cil"}  # fmt: skip
 
 
 def imported(path: Path) -> Iterator[str]:

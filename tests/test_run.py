@@ -316,7 +316,7 @@ def unexpected(*_: Any) -> None:
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("--stream.experiences=3", ["stream.experiences is 3", "10 classes", "1, 2, 5, 10"]),
+        ("--stream.protocol=b0-3", ["stream.protocol is b0-3", "10 classes", "1, 2, 5, 10"]),
         ("--stream.class_order=[0,1]", ["stream.class_order", "10 classes"]),
         ("--stream.validation=2", ["stream.validation is 2"]),
         ("--stream.source=digit", ["digit", "did you mean digits"]),

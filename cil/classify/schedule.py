@@ -95,7 +95,9 @@ def fit_margins(
     ordered_KB = needed_BK.T.sort(1).values.contiguous()
     ranks_KB = torch.searchsorted(ordered_KB, needed_BK.T.contiguous(), right=True)
     worst_B = ranks_KB.amax(0).sort().values
-    level = int(worst_B[math.ceil((1 - tolerance) * len(worst_B)) - 1])
+    # The quantile with its correction for few images (as in conformal prediction).
+    rank = min(len(worst_B), math.ceil((1 - tolerance) * (len(worst_B) + 1)))
+    level = int(worst_B[rank - 1])
     return [max(float(needed), floor) for needed in ordered_KB[:, level - 1]]
 
 

@@ -128,19 +128,25 @@ def fit(
     title: str,
     settings: TrainerConfig,
     log: StepLog,
+    batch_key: str,
     first_step: int = 0,
     clip: float | None = None,
 ) -> None:
     """Train `module` for `steps` optimiser steps; they are logged from `first_step` on.
 
+    `batch_key` is the setting to lower when a step does not fit in memory.
+
     Raises:
-        UserError: it diverged.
+        UserError: it diverged, or the GPU's memory is too small.
     """
     logger = StepLogger(log, first_step)
     trainer = new_trainer(
         settings, title=title, logger=logger, max_steps=steps, gradient_clip_val=clip
     )
-    trainer.fit(module, batches)
+    try:
+        trainer.fit(module, batches)
+    except torch.OutOfMemoryError:
+        raise UserError(f"{title} does not fit in the GPU's memory: lower {batch_key}.") from None
     if not all(value.isfinite() for value in trainer.callback_metrics.values()):
         raise UserError(
             f"{title} diverged, its loss is no number any more: lower the learning rate."

@@ -230,6 +230,7 @@ class VARMethod:
             title=f"{self.name} tokenizer",
             settings=self.trainer,
             log=log,
+            batch_key="tokenizer.batch_size",
         )
         self._freeze_tokenizer()
 
@@ -256,6 +257,7 @@ class VARMethod:
             title=title,
             settings=self.trainer,
             log=log,
+            batch_key="var.batch_size",
             first_step=first_step,
             clip=2.0,
         )

@@ -1,7 +1,8 @@
 """Where images come from: sources cut into streams of class groups."""
 
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cil.errors import UserError
@@ -16,7 +17,13 @@ class StreamSettings(Protocol):
     @property
     def source(self) -> str: ...
     @property
-    def experiences(self) -> int: ...
+    def root(self) -> str | None: ...
+    @property
+    def class_list(self) -> str | None: ...
+    @property
+    def image_size(self) -> int | None: ...
+    @property
+    def protocol(self) -> str: ...
     @property
     def class_order(self) -> Sequence[int] | None: ...
     @property
@@ -25,36 +32,71 @@ class StreamSettings(Protocol):
     def validation(self) -> float: ...
     @property
     def augment(self) -> bool: ...
+    @property
+    def mirror(self) -> bool: ...
 
 
-def open_stream(settings: StreamSettings) -> "Stream":
-    """Build the stream of a configuration.
+def open_stream(settings: StreamSettings, cache: Path = Path("cache")) -> "Stream":
+    """Build the stream of a configuration; `cache` is the folder of what is made once.
 
     Raises:
-        UserError: the source is unknown, its classes do not divide into the experiences, the class
-            order is no permutation of them, or the validation share leaves a split empty.
+        UserError: the source is unknown or not there, its classes do not divide as the protocol
+            asks, the class order is no permutation of them, or the validation share leaves a split
+            empty.
     """
     from cil.streams.stream import build_stream, class_order
 
-    if settings.source not in _SOURCES:
+    if settings.source not in SOURCES:
         raise UserError(_unknown(settings.source))
-    source = _SOURCES[settings.source](settings)
+    source = _source(settings, cache)
     order = settings.class_order
     if order is None:
         order = class_order(len(source.class_names), settings.order_seed)
-    return build_stream(source, settings.experiences, order)
+    return build_stream(source, settings.protocol, order)
 
 
-def _digits(settings: StreamSettings) -> "Source":
-    from cil.streams.digits import digits
+SOURCES = (
+    "digits",
+    "glyphs100",
+    "image_folder",
+    "cifar10",
+    "cifar100",
+    "mnist",
+    "fashion_mnist",
+)
 
-    return digits(validation=settings.validation, augment=settings.augment)
 
+def _source(settings: StreamSettings, cache: Path) -> "Source":
+    validation, augment = settings.validation, settings.augment
+    if settings.source == "digits":
+        from cil.streams.digits import digits
 
-_SOURCES: dict[str, Callable[[StreamSettings], "Source"]] = {"digits": _digits}
+        return digits(validation, augment)
+    if settings.source == "glyphs100":
+        from cil.streams.glyphs import glyphs
+
+        return glyphs(validation, augment, cache)
+    if settings.source == "image_folder":
+        from cil.streams.image_folder import image_folder
+
+        if settings.root is None or settings.image_size is None:
+            raise UserError("An image_folder needs stream.root and stream.image_size.")
+        return image_folder(
+            Path(settings.root),
+            settings.image_size,
+            validation,
+            augment,
+            settings.mirror,
+            cache,
+            settings.class_list,
+        )
+    from cil.streams.torchvision_sets import torchvision_set
+
+    root = cache / "torchvision" if settings.root is None else Path(settings.root)
+    return torchvision_set(settings.source, root, validation, augment)
 
 
 def _unknown(name: str) -> str:
-    near = difflib.get_close_matches(name, _SOURCES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(sorted(_SOURCES))}."
+    near = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(SOURCES)}."
     return f"stream.source is '{name}', which does not exist: {hint}"

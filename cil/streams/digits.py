@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from cil.errors import UserError
+from cil.streams.splits import held_out
 from cil.streams.stream import Source
 
 _TEST_IMAGES = 450  # a quarter
@@ -95,19 +95,8 @@ def _split(targets: np.ndarray, validation: float) -> list[np.ndarray]:
         stratify=targets,
         random_state=_SPLIT_SEED,
     )
-    least = len(np.unique(targets)) / len(rest)  # an image of every class
-    if not least <= validation <= 1 - least:
-        raise UserError(
-            f"stream.validation is {validation}: choose a share of the training images from "
-            f"{least:.2f} to {1 - least:.2f}."
-        )
-    train, kept = train_test_split(
-        rest,
-        test_size=round(validation * len(rest)),
-        stratify=targets[rest],
-        random_state=_SPLIT_SEED,
-    )
-    return [np.sort(indices) for indices in (train, kept, test)]
+    train, apart = held_out(targets[rest], validation)
+    return [np.sort(indices) for indices in (rest[train], rest[apart], test)]
 
 
 def _upsample(pixels: np.ndarray, image_size: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cil.errors import UserError
-from cil.streams.checks import check_class_order, check_experiences
+from cil.streams.checks import check_class_order, group_sizes
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -107,30 +107,30 @@ def class_order(classes: int, seed: int) -> list[int]:
     return [int(original) for original in np.random.RandomState(seed).permutation(classes)]
 
 
-def build_stream(source: Source, experiences: int, class_order: Sequence[int]) -> Stream:
-    """Cut `source` into `experiences` class groups of equal size, arriving in `class_order`.
+def build_stream(source: Source, protocol: str, class_order: Sequence[int]) -> Stream:
+    """Cut `source` into class groups (see `group_sizes`), arriving in `class_order`.
 
     Raises:
-        UserError: the classes do not divide into the experiences, `class_order` is no permutation
+        UserError: the classes do not divide as `protocol` asks, `class_order` is no permutation
             of the source's classes, or a split lacks a class.
     """
     _check_splits(source)
-    check_experiences(source.name, len(source.class_names), experiences)
+    sizes = group_sizes(source.name, len(source.class_names), protocol)
     check_class_order(source.name, len(source.class_names), class_order)
-    scenario = _benchmark(source, experiences, class_order)
+    scenario = _benchmark(source, sizes, class_order)
     return Stream(
         name=source.name,
         class_names=tuple(source.class_names[original] for original in class_order),
         class_order=tuple(class_order),
-        experiences=tuple(_experience(source, scenario, i) for i in range(experiences)),
+        experiences=tuple(_experience(source, scenario, i) for i in range(len(sizes))),
         image_size=source.image_size,
         channels=source.channels,
-        fingerprint=_fingerprint(source, experiences, class_order),
+        fingerprint=_fingerprint(source, sizes, class_order),
         reproducibility=scenario.get_reproducibility_data(),
     )
 
 
-def _benchmark(source: Source, experiences: int, class_order: Sequence[int]) -> Any:
+def _benchmark(source: Source, sizes: Sequence[int], class_order: Sequence[int]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
@@ -141,7 +141,8 @@ def _benchmark(source: Source, experiences: int, class_order: Sequence[int]) -> 
     return nc_benchmark(
         train_dataset=source.train,
         test_dataset=source.test,
-        n_experiences=experiences,
+        n_experiences=len(sizes),
+        per_exp_classes=dict(enumerate(sizes)),
         task_labels=False,
         shuffle=False,
         fixed_class_order=list(class_order),
@@ -170,9 +171,9 @@ def _targets(dataset: Dataset) -> np.ndarray:
     return np.asarray(dataset.targets, dtype=np.int64)  # type: ignore[attr-defined]
 
 
-def _fingerprint(source: Source, experiences: int, class_order: Sequence[int]) -> str:
+def _fingerprint(source: Source, sizes: Sequence[int], class_order: Sequence[int]) -> str:
     order = [int(original) for original in class_order]
-    parts = [source.name, source.content, list(source.class_names), order, experiences]
+    parts = [source.name, source.content, list(source.class_names), order, list(sizes)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def stream() -> Stream:
-    return build_stream(digits(validation=0.15, augment=True), 5, class_order(10, 1993))
+    return build_stream(digits(validation=0.15, augment=True), "b0-2", class_order(10, 1993))
 
 
 def make(name: str, stream: Stream, **changes) -> Discriminative:
@@ -93,7 +93,7 @@ def test_scores_cover_exactly_the_classes_seen(name, stream):
 
 
 def test_one_class_an_experience():
-    stream = build_stream(digits(validation=0.15, augment=False), 10, class_order(10, 1993))
+    stream = build_stream(digits(validation=0.15, augment=False), "b0-1", class_order(10, 1993))
     method = make("finetune", stream)
     for index in (0, 1):
         learn(method, index)

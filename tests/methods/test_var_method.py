@@ -145,6 +145,18 @@ def test_divergence_is_an_error_that_says_what_to_do(
         method.learn(tiny_stream.experiences[0], lambda step, values: None)
 
 
+def test_too_little_memory_is_an_error_that_says_what_to_lower(
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, monkeypatch
+):
+    def full(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu)
+    monkeypatch.setattr(VARModule, "training_step", full)
+    with pytest.raises(UserError, match=r"var trunk does not fit .* lower var\.batch_size"):
+        method.learn(tiny_stream.experiences[0], lambda step, values: None)
+
+
 def test_the_adaptive_schedule_keeps_the_predictions(learned, tiny_stream, tiny_images):
     """Margins come from each experience's held-out images, and never shrink."""
     method, *_ = learned

@@ -23,7 +23,11 @@ ORDER = class_order(10, 1993)
 @dataclass
 class Settings:
     source: str = "digits"
-    experiences: int = 5
+    root: str | None = None
+    class_list: str | None = None
+    image_size: int | None = None
+    mirror: bool = True
+    protocol: str = "b0-2"
     class_order: list[int] | None = None
     order_seed: int = 1993
     validation: float = 0.15
@@ -37,7 +41,7 @@ def source() -> Source:
 
 @pytest.fixture(scope="module")
 def stream(source) -> Stream:
-    return build_stream(source, 5, ORDER)
+    return build_stream(source, "b0-2", ORDER)
 
 
 def splits(source: Source) -> dict[str, Images]:
@@ -113,7 +117,7 @@ def test_the_test_images_are_the_same_for_every_order_and_validation_share(sourc
     assert torch.equal(source.test.images, other.test.images)
     assert len(other.validation) == 404
     judged = {
-        sum(len(experience.test) for experience in build_stream(other, 5, order).experiences)
+        sum(len(experience.test) for experience in build_stream(other, "b0-2", order).experiences)
         for order in (ORDER, class_order(10, 0))
     }
     assert judged == {450}
@@ -134,20 +138,20 @@ def test_building_is_repeatable_and_leaves_the_global_generators_alone():
 def test_fingerprint_follows_order_split_and_source(source, stream):
     renamed = dataclasses.replace(source, name="other")
     others = [
-        build_stream(source, 5, ORDER[::-1]),
-        build_stream(source, 2, ORDER),
-        build_stream(digits(validation=0.2, augment=False), 5, ORDER),
-        build_stream(digits(validation=0.15, augment=False, image_size=8), 5, ORDER),
-        build_stream(renamed, 5, ORDER),
+        build_stream(source, "b0-2", ORDER[::-1]),
+        build_stream(source, "b0-5", ORDER),
+        build_stream(digits(validation=0.2, augment=False), "b0-2", ORDER),
+        build_stream(digits(validation=0.15, augment=False, image_size=8), "b0-2", ORDER),
+        build_stream(renamed, "b0-2", ORDER),
     ]
     assert len({stream.fingerprint, *(other.fingerprint for other in others)}) == 6
     assert len(stream.fingerprint) == 16
-    assert stream.fingerprint == build_stream(source, 5, ORDER).fingerprint
+    assert stream.fingerprint == build_stream(source, "b0-2", ORDER).fingerprint
 
 
 def test_fingerprint_is_the_one_of_earlier_runs(stream):
     # A run folder is resumed under this value: change it only together with the images.
-    assert stream.fingerprint == "ea32d4c8ab30dde0"
+    assert stream.fingerprint == "6a09a1d743e33d8b"
 
 
 def test_reproducibility_data_is_json(stream):
@@ -170,28 +174,41 @@ def test_augmentation_is_of_training_images_alone_and_fills_with_background():
     assert all(torch.equal(experience.train.augment(empty), empty) for _ in range(20))
 
 
-@pytest.mark.parametrize("experiences", [1, 10])
-def test_extreme_numbers_of_experiences(source, experiences):
-    built = build_stream(source, experiences, ORDER)
-    assert len(built.experiences) == experiences
+@pytest.mark.parametrize(
+    ("protocol", "sizes"),
+    [
+        ("b0-10", [10]),
+        ("b10-3", [10]),
+        ("b0-1", [1] * 10),
+        ("b4-2", [4, 2, 2, 2]),
+        ("b5-5", [5, 5]),
+    ],
+)
+def test_a_protocol_cuts_the_classes(source, protocol, sizes):
+    built = build_stream(source, protocol, ORDER)
+    labels = [label for experience in built.experiences for label in experience.labels]
+    assert labels == list(range(10))
+    assert [len(experience.labels) for experience in built.experiences] == sizes
     assert sum(len(experience.train) for experience in built.experiences) == 1145
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"experiences": 3}, "stream.experiences is 3.*10 classes.*one of 1, 2, 5, 10"),
-        ({"experiences": 0}, "stream.experiences is 0.*one of 1, 2, 5, 10"),
-        ({"experiences": 20}, "stream.experiences is 20"),
+        ({"protocol": "b0-3"}, "stream.protocol is b0-3.*10 classes.*one of 1, 2, 5, 10"),
+        ({"protocol": "b0-0"}, "stream.protocol is b0-0.*one of 1, 2, 5, 10"),
+        ({"protocol": "b20-1"}, "stream.protocol is b20-1"),
+        ({"protocol": "b5-2"}, "stream.protocol is b5-2.*another first group"),
+        ({"protocol": "10x1"}, "stream.protocol is '10x1': write b0-10"),
         ({"class_order": [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]}, r"holds \[8\] more than once"),
         ({"class_order": [0, 1, 2, 3]}, "has 4 entries, but digits has 10 classes"),
         ({"class_order": []}, "has 0 entries"),
         ({"class_order": [10, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, r"holds \[10\], no class of digits"),
         ({"class_order": [-1, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, r"holds \[-1\], no class of digits"),
         ({"source": "digit"}, "'digit', which does not exist: did you mean digits?"),
-        ({"source": "mnist"}, "'mnist', which does not exist: choose one of digits"),
+        ({"source": "letters"}, "'letters', which does not exist: choose one of digits, glyphs100"),
         ({"order_seed": -1}, "stream.order_seed is -1"),
-        ({"validation": 0.0}, "stream.validation is 0.0.*from 0.01 to 0.99"),
+        ({"validation": 0.0}, "stream.validation is 0.0.*from 0.0074 to 0.99"),
         ({"validation": 1.0}, "stream.validation is 1.0"),
         ({"validation": float("nan")}, "stream.validation is nan"),
     ],
@@ -205,7 +222,7 @@ def test_a_class_without_images_is_refused(source):
     kept = [i for i, target in enumerate(source.validation.targets) if target != 7]
     fewer = Images(source.validation.images[kept], [source.validation.targets[i] for i in kept])
     with pytest.raises(UserError, match="validation images of digits hold none of: 7"):
-        build_stream(dataclasses.replace(source, validation=fewer), 5, ORDER)
+        build_stream(dataclasses.replace(source, validation=fewer), "b0-2", ORDER)
 
 
 def test_naming_streams_costs_no_import_of_avalanche_or_torch():

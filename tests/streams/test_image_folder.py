@@ -1,0 +1,237 @@
+"""Folders of image files as they are found in practice."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from cil.errors import UserError
+from cil.streams import open_stream
+from cil.streams.image_folder import ImageFiles, ShiftAndMirror, decode, image_folder
+from cil.streams.stream import Source
+
+DIGITS = load_digits().images.astype(np.uint8) * 15
+CLASSES = ("apfel", "birne", "zwölf")
+
+
+def picture(number: int, side: int = 24) -> Image.Image:
+    """A real digit as an RGB picture."""
+    return Image.fromarray(DIGITS[number]).resize((side, side)).convert("RGB")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Three classes of eight training and two test images, saved as JPEG."""
+    root, number = tmp_path / "photos", 0
+    for split, count in (("train", 8), ("val", 2)):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture(number).save(root / split / name / f"{i}.jpg")
+                number += 1
+    return root
+
+
+def opened(root: Path, class_list: str | None = None) -> Source:
+    return image_folder(root, 16, 0.25, True, True, root.parent / "cache", class_list)
+
+
+def refusal(root: Path, class_list: str | None = None) -> str:
+    with pytest.raises(UserError) as error:
+        opened(root, class_list)
+    return str(error.value)
+
+
+def test_splits_are_the_folders_and_a_share_held_out(root: Path) -> None:
+    source = opened(root)
+    assert source.class_names == CLASSES
+    assert [len(x) for x in (source.train, source.validation, source.test)] == [18, 6, 6]
+    image, label = source.train[17]
+    assert image.shape == (3, 16, 16)
+    assert -1 <= image.min() < -0.5 < 0.3 < image.max() <= 1
+    assert label == 2
+    assert not set(source.train.paths) & set(source.validation.paths)
+    assert sorted(source.validation.targets) == [0, 0, 1, 1, 2, 2]
+    assert opened(root).content == source.content
+
+
+def test_a_list_chooses_the_classes(root: Path, tmp_path: Path) -> None:
+    chosen = tmp_path / "two.txt"
+    chosen.write_text("zwölf\n\napfel\n", encoding="utf-8")
+    source = opened(root, str(chosen))
+    assert source.class_names == ("apfel", "zwölf")
+    assert source.name == "photos (two)"
+    assert source.content != opened(root).content
+    said = refusal(root, "cmc")
+    assert "no folder for 100 of the 100 classes of the class list cmc (stream.class_list)" in said
+    assert "n01558993" in said
+    assert "and 95 more" in said
+    assert "ucir, cmc, podnet or a text file" in refusal(root, "uci")
+    chosen.write_text("apfel\napfel\n")
+    assert "twice" in refusal(root, str(chosen))
+
+
+@pytest.mark.parametrize("missing", ["", "train", "val"])
+def test_a_folder_that_is_not_there_is_described(root: Path, missing: str) -> None:
+    (root / missing).rename(root.parent / "elsewhere")
+    said = refusal(root)
+    assert str(root) in said
+    assert "train and val" in said
+    assert "stream.root" in said
+
+
+def test_a_class_without_test_images_is_named(root: Path) -> None:
+    (root / "val" / "birne").rename(root / "val" / "pflaume")
+    assert "val has no folder for 1 of the 3 classes" in refusal(root)
+    assert "birne" in refusal(root)
+
+
+def test_an_empty_class_is_named(root: Path) -> None:
+    for file in (root / "train" / "birne").iterdir():
+        file.unlink()
+    assert "class folders without an image: birne" in refusal(root)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def text(path: Path) -> None:
+    path.write_text("<html>not found</html>")
+
+
+def nothing(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def no_target(path: Path) -> None:
+    path.unlink()
+    path.symlink_to("nowhere.jpg")
+
+
+@pytest.mark.parametrize("damage", [cut, text, nothing, no_target])
+@pytest.mark.parametrize("place", ["train/apfel/3.jpg", "val/apfel/1.jpg"])
+def test_damaged_files_are_refused_by_name(
+    root: Path, damage: Callable[[Path], None], place: str
+) -> None:
+    opened(root)  # what was found is remembered, but a changed file is looked at again
+    damage(root / place)
+    said = refusal(root)
+    assert "1 cannot be read as images: " + place.partition("/")[2] in said
+    assert refusal(root) == said  # remembered as damaged
+    picture(0).save(root / place)
+    opened(root)
+
+
+def test_what_is_no_picture_by_name_does_not_count(root: Path) -> None:
+    for name in (".hidden.jpg", "Thumbs.db", "notes.txt"):
+        (root / "train" / "apfel" / name).write_text("x")
+    (root / "train" / ".cache").mkdir()
+    assert len(opened(root).train) == 18
+
+
+def test_links_are_followed_but_not_in_circles(root: Path) -> None:
+    apfel = root / "train" / "apfel"
+    (apfel / "more").mkdir()
+    picture(50).save(apfel / "more" / "9.png")
+    for name, target in (("self", "."), ("up", ".."), ("round", "more"), ("top", "../..")):
+        (apfel / name).symlink_to(target)
+    os.symlink(root, apfel / "more" / "root")
+    counted = [path for path in opened(root).train.paths if "apfel" in path]
+    counted += [path for path in opened(root).validation.paths if "apfel" in path]
+    assert len(counted) == 9
+
+
+def test_a_scan_is_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(root)
+    monkeypatch.setattr(Image, "open", None)
+    assert len(opened(root).train) == 18
+    (scan,) = (root.parent / "cache" / "scans").glob("train-*.json")
+    scan.write_text("[{")
+    with pytest.raises(TypeError):  # nothing is known any more: every file is opened again
+        opened(root)
+
+
+def middle(path: Path) -> list[float]:
+    image = decode(path, 16)
+    assert image.shape == (3, 16, 16)
+    return [round(value, 1) for value in image[:, 6:10, 6:10].mean((1, 2)).tolist()]
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("L", 255, [1, 1, 1]),
+        ("1", 1, [1, 1, 1]),
+        ("P", 3, None),
+        ("I;16", 32768, [0, 0, 0]),
+        ("RGBA", (255, 0, 0, 0), [1, 1, 1]),  # transparent: white
+        ("LA", (0, 255), [-1, -1, -1]),
+        ("CMYK", (0, 255, 255, 0), [1, -1, -1]),
+        ("RGB", (255, 0, 0), [1, -1, -1]),
+    ],
+)
+def test_every_kind_of_picture_becomes_rgb(tmp_path: Path, mode, colour, expected) -> None:
+    ending = "tif" if mode == "CMYK" else "png"
+    path = tmp_path / f"a.{ending}"
+    if mode == "I;16":
+        Image.fromarray(np.full((20, 30), colour, dtype=np.uint16)).save(path)
+    else:
+        Image.new(mode, (30, 20), colour).save(path)
+    found = middle(path)
+    assert expected is None or found == expected
+
+
+def test_an_animation_shows_its_first_frame(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (20, 20), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert middle(tmp_path / "a.gif") == [1, -1, -1]
+
+
+def test_pictures_stand_upright(tmp_path: Path) -> None:
+    wide = Image.new("RGB", (40, 20), "black")
+    wide.paste("white", (0, 0, 20, 20))  # the left half
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn right to see it upright: the left half comes to the top
+    wide.save(tmp_path / "a.jpg", exif=exif)
+    image = decode(tmp_path / "a.jpg", 16)
+    assert image[:, :6].mean() > 0.9
+    assert image[:, -6:].mean() < -0.9
+
+
+def test_a_file_that_breaks_later_is_counted_and_replaced(root: Path) -> None:
+    files: ImageFiles = opened(root).train  # type: ignore[assignment]
+    (root / "train" / str(files.paths[0])).write_bytes(b"gone")
+    (root / "train" / str(files.paths[1])).unlink()
+    image, label = files[0]
+    assert label == 0
+    assert torch.equal(image, files[2][0])
+    assert files.names_of_unreadable() == files.paths[:2].tolist()
+    for path in files.paths[:6]:
+        (root / "train" / str(path)).write_bytes(b"gone")
+    with pytest.raises(UserError, match="no readable image left"):
+        files[3]
+
+
+def test_augmentation_shifts_and_mirrors() -> None:
+    torch.manual_seed(0)
+    image = torch.arange(3 * 16 * 16).view(3, 16, 16) / 384 - 1
+    views = torch.stack([ShiftAndMirror(mirror=True)(image) for _ in range(200)])
+    assert views.shape == (200, 3, 16, 16)
+    rising = (views[:, 0, 8, 9] > views[:, 0, 8, 8]).float().mean()
+    assert 0.35 < rising < 0.65
+    assert len(views[:, 0, 8, 8].unique()) > 20
+    plain = torch.stack([ShiftAndMirror(mirror=False)(image) for _ in range(50)])
+    assert (plain[:, 0, 8, 9] > plain[:, 0, 8, 8]).all()
+
+
+def test_it_needs_a_folder_and_a_size() -> None:
+    from cil.config import StreamConfig
+
+    with pytest.raises(UserError, match=r"stream\.root and stream\.image_size"):
+        open_stream(StreamConfig(source="image_folder"))
