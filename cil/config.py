@@ -136,7 +136,7 @@ class TrainerConfig:
     """Device kind; auto takes a GPU where there is one."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Of training and scoring a VAR: auto is bf16-mixed on a GPU and 32-true on a CPU. Images
-    become tokens in full precision always, so that they are the same tokens everywhere."""
+    become tokens in 32 bits always, so that they are the same tokens in training and scoring."""
     compile: Literal["auto", "always", "never"] = "auto"
     """Whether the VAR goes through torch.compile: auto compiles, on a GPU, trunks of 10 million
     parameters or more; smaller ones are done before they are compiled."""

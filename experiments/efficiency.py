@@ -44,7 +44,6 @@ from cil.classify.schedule import (
     common_cost,
     cost,
     encoder_cost,
-    fit_margins,
     schedule,
 )
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
@@ -122,12 +121,12 @@ def of_a_run(folder: Path, rounds: int, trainer: TrainerConfig) -> tuple[pd.Data
     method, stream = restore(read_run(folder), trainer)
     if not isinstance(method, VARMethod):
         raise UserError(f"{folder} is no run of a var method.")
-    images, labels = images_of(stream, "test")
+    (images, labels), held_out = images_of(stream, "test"), images_of(stream, "validation")
     scales, smoothed = len(method.tokenizer.scales), method.settings.smoothing_samples
     variants = [Variant("naive", 1, None)]
     for samples in sorted({1, smoothed}):
         variants += [Variant(n, samples, schedule(n, scales, samples)) for n in ("varc", "a_varc")]
-        margins = fitted_margins(method, stream, samples)
+        margins = method.fitted_margins(TensorDataset(*held_out), samples)
         variants.append(Variant("adaptive", samples, adaptive(margins, samples)))
     fresh = VARMethod(
         method.name, stream, method.tokenizer_settings, method.settings, method.trainer
@@ -293,14 +292,6 @@ def images_of(stream: Stream, split: str) -> tuple[Tensor, Tensor]:
     parts = [augmented_views(getattr(e, split), views=1).tensors for e in stream.experiences]
     images, labels = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(labels)
-
-
-def fitted_margins(method: VARMethod, stream: Stream, samples: int) -> list[float]:
-    images, labels = images_of(stream, "validation")
-    images = images.to(find_device(method.trainer))
-    values_BCK = method.scale_log_likelihoods(images).cpu() * method.scale_weights_K
-    every = schedule("varc", len(method.tokenizer.scales), samples)
-    return fit_margins(values_BCK, labels, method.scores(images, every).cpu())
 
 
 def classify(method: VARMethod, images: Tensor, variant: Variant) -> tuple[Tensor, list[Tensor]]:

@@ -38,19 +38,17 @@ def group_log_likelihoods(
     """log p(token | coarser tokens, class) for each class of one group -> (B, n, L).
 
     A group is always scored on its own, so that groups that arrive later cannot change even the
-    rounding of an earlier one; `max_tokens` of its pairs go through the transformer at once (None:
-    what suits the device and its free memory).
+    rounding of an earlier one, for the same `max_tokens`: so many of its pairs' tokens go through
+    the transformer at once (None: what suits the device and its free memory).
     """
-    images, labels = Images(model, tokens_BL, inputs_BLZ, max_tokens), model.groups.labels(group)
-    every_BC = torch.ones(len(tokens_BL), labels.stop, dtype=torch.bool, device=tokens_BL.device)
-    values_NL = Reader(images, group, labels, every_BC).read(len(images.scales), last=True)
-    return values_NL.view(len(tokens_BL), len(labels), -1)
+    return Images(model, tokens_BL, inputs_BLZ, max_tokens).read_group(group)
 
 
 def token_log_likelihoods(model: Incremental, tokens_BL: Tensor, inputs_BLZ: Tensor) -> Tensor:
     """The same for every class of every group, in label order -> (B, C, L)."""
-    groups = range(len(model.groups))
-    return torch.cat([group_log_likelihoods(model, g, tokens_BL, inputs_BLZ) for g in groups], 1)
+    with torch.inference_mode():
+        images = Images(model, tokens_BL, inputs_BLZ)
+        return torch.cat([images.read_group(group) for group in range(len(model.groups))], 1)
 
 
 @torch.inference_mode()
@@ -73,7 +71,12 @@ def staged_scores(
     how many classes each stage read for each image (stages, B).
     """
     trunk, classes = model.trunk(0), model.groups.classes
-    kept = [min(stage.keep, classes) * _tokens(trunk, stage.scales) for stage in stages[:-1]]
+    # Tokens of an image whose keys and values are kept between stages, if no margin drops a class.
+    kept = [
+        min(stage.keep, classes) * stage.samples * _tokens(trunk, stage.scales)
+        for i, stage in enumerate(stages)
+        if any(later.scales > stage.scales for later in stages[i + 1 :])
+    ]
     size = max(1, suitable_cache(trunk, tokens_SBL.device) // max(kept, default=1))
     parts = zip(tokens_SBL.split(size, 1), inputs_SBLZ.split(size, 1), strict=True)
     return torch.cat(
@@ -185,6 +188,13 @@ class Images:
             if wanted_BC[:, block.start : block.stop].any():
                 yield Reader(self, group, block, wanted_BC)
 
+    def read_group(self, group: int) -> Tensor:
+        """log p of every token under each class of a group (B, n, L)."""
+        labels, images = self.model.groups.labels(group), len(self.tokens_BL)
+        every_BC = torch.ones(images, labels.stop, dtype=torch.bool, device=self.tokens_BL.device)
+        values_NL = Reader(self, group, labels, every_BC).read(len(self.scales), last=True)
+        return values_NL.view(images, len(labels), -1)
+
     def inputs(self, scales: range) -> Tensor:
         """What the transformer reads for these scales (B, N, Z): the first token has no input."""
         tokens = self.trunk.tokens_of(scales)
@@ -192,7 +202,10 @@ class Images:
         return self.inputs_BLZ[:, max(tokens.start - first, 0) : tokens.stop - first]
 
     def shared(self, scales: range) -> Tensor:
-        """The output of the blocks that see no class (B, N, D), computed once for all readers."""
+        """The output of the blocks that see no class (B, N, D), computed once for all readers.
+
+        Of all images, also where readers need those of a few alone.
+        """
         key = scales.start, scales.stop
         if key not in self._shared:
             tokens = self.trunk.tokens_of(scales)
@@ -219,7 +232,7 @@ class Reader:
         self.images, self.labels = images, labels
         self.trunk: VAR = images.model.trunk(group)
         self.adapter = images.model.groups.adapter(group)
-        self.of_a_copy = len(wanted_BC)  # images
+        self.images_a_copy = len(wanted_BC)
         image_P, class_P = wanted_BC[:, labels.start : labels.stop].nonzero(as_tuple=True)
         copies = len(images.tokens_BL) // len(wanted_BC)
         copy_N = torch.arange(copies, device=image_P.device).repeat_interleave(len(image_P))
@@ -268,18 +281,19 @@ class Reader:
         caches = []
         for first in range(0, len(values_NL), size):
             rows = slice(first, first + size)
-            cache = self.cache.rows(rows)
+            cache = self.cache.rows(rows, last)
             # Reading everything at once needs no cache; later scales need that of earlier ones.
             needed = cache if scales.start or not last else None
             values_NL[rows] = self._read_rows(rows, scales, needed)
-            caches.append(cache)
-        self.cache = Cache() if last or not caches else Cache.joined(caches)
+            if not last:
+                caches.append(cache)
+        self.cache = Cache.joined(caches) if caches else Cache()
         return values_NL
 
     def _read_rows(self, rows: slice, scales: range, cache: Cache | None) -> Tensor:
         images, trunk, adapter = self.images, self.trunk, self.adapter
         copy_N, image_N, label_N = self.rows_3N[:, rows]
-        row_N = copy_N * self.of_a_copy + image_N
+        row_N = copy_N * self.images_a_copy + image_N
         condition_ND = images.model.groups.condition(label_N)
         if trunk.condition_from:
             x = images.shared(scales)[row_N]
@@ -287,8 +301,8 @@ class Reader:
             x = trunk.common(images.inputs(scales)[row_N], condition_ND, scales, adapter, cache)
         x = trunk.conditioned(x, condition_ND, scales, adapter, cache)
         tokens_NL = images.tokens_BL[:, trunk.tokens_of(scales)][row_N]
-        few = max(1, MAX_LOGITS // (tokens_NL.shape[1] * trunk.head.out_features))
-        parts = zip(x.split(few), condition_ND.split(few), tokens_NL.split(few), strict=True)
+        size = max(1, MAX_LOGITS // (tokens_NL.shape[1] * trunk.head.out_features))
+        parts = zip(x.split(size), condition_ND.split(size), tokens_NL.split(size), strict=True)
         return torch.cat([trunk.log_likelihoods(*part, adapter) for part in parts])
 
 

@@ -58,7 +58,12 @@ def adaptive(margins_K: Sequence[float], samples: int) -> tuple[Stage, ...]:
     """Prune after every scale by the margin of the posterior; `fit_margins` finds the margins.
 
     Further copies are read of the images that the clean one does not decide.
+
+    Raises:
+        ValueError: there are no margins.
     """
+    if not margins_K:
+        raise ValueError("there are no margins yet: fit them on held-out images")
     stages = tuple(Stage(k + 1, 1, _ALL, margin) for k, margin in enumerate(margins_K))
     return (*stages, Stage(len(margins_K), samples, 1)) if samples > 1 else stages
 

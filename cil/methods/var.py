@@ -1,5 +1,6 @@
 """The generative method: a VAR learns one class group at a time and classifies by likelihood."""
 
+import math
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class VARMethod:
         self.model = self._new_model()
         self.scale_weights_K = torch.ones(len(tokenizer.scales))
         self.margins_K: list[float] = []  # of the adaptive schedule
-        self.reads: list[float] = []  # classes that each of its stages reads, on average
+        self.reads: list[float] = []  # classes its stages read of the newest held-out images
         self.codebook_use: list[float] = []  # share of the codes met in each experience
 
     @property
@@ -169,7 +170,7 @@ class VARMethod:
             self.model.to(images.device)
         latents, sigma = self.tokenizer.encode(images), self.settings.smoothing_sigma
         seeds = image_seeds(images) if samples > 1 else []
-        copies = noisy_copies(latents, seeds, samples, sigma) if seeds else latents[None]
+        copies = noisy_copies(latents, seeds, samples, sigma) if samples > 1 else latents[None]
         tokens, inputs = self.tokenizer.read(copies.flatten(0, 1))
         return tokens.unflatten(0, copies.shape[:2]), inputs.unflatten(0, copies.shape[:2])
 
@@ -269,18 +270,23 @@ class VARMethod:
         values_BCK = torch.cat([self.scale_log_likelihoods(batch) for batch in batches])
         self.scale_weights_K = fit_scale_weights(values_BCK.cpu(), labels)
 
-    def _fit_margins(self, held_out: TensorDataset) -> None:
-        """Margins for the newest group's images among all classes, or those before if larger."""
+    def fitted_margins(self, held_out: TensorDataset, samples: int) -> list[float]:
+        """Margins of an adaptive schedule of so many copies, from (images, labels)."""
         images, labels = held_out.tensors
         batches = images.to(find_device(self.trainer)).split(BATCH_SIZE)
+        every = schedule("varc", len(self.tokenizer.scales), samples)
         values_BCK = torch.cat([self.scale_log_likelihoods(batch) for batch in batches]).cpu()
-        every = schedule("varc", len(self.tokenizer.scales), self.settings.smoothing_samples)
         final_BC = torch.cat([self.scores(batch, every) for batch in batches]).cpu()
-        fitted = fit_margins(values_BCK * self.scale_weights_K, labels, final_BC)
-        before = self.margins_K or fitted
-        self.margins_K = [max(pair) for pair in zip(fitted, before, strict=True)]
+        return fit_margins(values_BCK * self.scale_weights_K, labels, final_BC)
+
+    def _fit_margins(self, held_out: TensorDataset) -> None:
+        """Margins for the newest group's images among all classes, or those before if larger."""
+        fitted = self.fitted_margins(held_out, self.settings.smoothing_samples)
+        # Infinite: not one of these images was classified rightly, which says nothing.
+        known = [m for m in (self.margins_K, fitted) if m and math.isfinite(m[0])]
+        self.margins_K = [max(both) for both in zip(*known, strict=True)] if known else fitted
         reads: list[Tensor] = []
-        for batch in batches:
+        for batch in held_out.tensors[0].to(find_device(self.trainer)).split(BATCH_SIZE):
             self.scores(batch, reads=reads)
         self.reads = torch.cat(reads, 1).double().mean(1).tolist()
 

@@ -22,14 +22,14 @@ class Sight:
 
     limits_M: Tensor  # the first so many (int32, never falling)
     mask_MN: Tensor | None  # the same as booleans; None where every token sees everything
-    open: int  # so many of the last tokens see everything
+    finest: int  # tokens of the finest scale, the last ones: they see everything
 
 
 def attend(q_BHMd: Tensor, k_BHNd: Tensor, v_BHNd: Tensor, sight: Sight) -> Tensor:
     """softmax(q k) v over what each token sees -> (B, M, H d). Nothing is scaled."""
     if _kernel_suits(q_BHMd):
         return torch.ops.cil.attend(q_BHMd, k_BHNd, v_BHNd, sight.limits_M)
-    mask, last = sight.mask_MN, sight.open
+    mask, last = sight.mask_MN, sight.finest
     if mask is None or not q_BHMd.is_cuda:
         out = F.scaled_dot_product_attention(q_BHMd, k_BHNd, v_BHNd, attn_mask=mask, scale=1.0)
         return out.transpose(1, 2).flatten(2)

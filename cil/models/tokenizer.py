@@ -52,7 +52,10 @@ T = TypeVar("T")
 def _full_precision(
     method: Callable[Concatenate["MultiScaleTokenizer", P], T],
 ) -> Callable[Concatenate["MultiScaleTokenizer", P], T]:
-    """Outside of any autocast: an image is the same tokens in whatever precision they are used."""
+    """Outside of any autocast: an image is the same tokens in whatever precision they are used.
+
+    (Within what the device's convolutions do: on a GPU torch lets them round factors to TF32.)
+    """
 
     @wraps(method)
     def exact(self: "MultiScaleTokenizer", *args: P.args, **options: P.kwargs) -> T:
@@ -105,7 +108,7 @@ class MultiScaleTokenizer(nn.Module):
         self.phi_of_scale = [self._phi_index(k) for k in range(len(self.scales))]
         self.compiled = False
         self.image_size = 2 ** (len(multipliers) - 1) * self.scales[-1]
-        for k, p in enumerate(self.scales):
+        for k, p in enumerate(self.scales[:-1]):
             self.register_buffer(f"_enlarge{k}", _bicubic(p, self.scales[-1]), persistent=False)
 
     @property
@@ -175,7 +178,7 @@ class MultiScaleTokenizer(nn.Module):
         """What scale k adds to the latents: tokens (B, p_k^2) -> (B, Z, h, w)."""
         p = self.scales[k]
         vectors = rearrange(self.codebook[tokens_BN], "b (p q) z -> b z p q", p=p)
-        if p != self.scales[-1]:
+        if k < len(self.scales) - 1:
             # Bicubic interpolation as two matrix products: torch's own kernel is made for few
             # channels, and takes most of the time of a quantisation on a GPU.
             enlarge_hp = getattr(self, f"_enlarge{k}")

@@ -61,6 +61,7 @@ class BlockCache:
 
     keys: Tensor | None = None
     values: Tensor | None = None
+    last: bool = False  # nothing will be read after the next tokens: they need not be kept
 
     def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append further tokens; returns all there are."""
@@ -69,13 +70,13 @@ class BlockCache:
             values = torch.cat([self.values, values], dim=2)
         else:  # not as a view of queries, keys and values together, which would keep them all
             keys, values = keys.contiguous(), values.contiguous()
-        self.keys, self.values = keys, values
+        self.keys, self.values = (None, None) if self.last else (keys, values)
         return keys, values
 
-    def rows(self, which: Tensor | slice) -> "BlockCache":
+    def rows(self, which: Tensor | slice, last: bool) -> "BlockCache":
         if self.keys is None or self.values is None:
-            return BlockCache()
-        return BlockCache(self.keys[which], self.values[which])
+            return BlockCache(last=last)
+        return BlockCache(self.keys[which], self.values[which], last)
 
 
 @dataclass
@@ -90,9 +91,9 @@ class Cache:
     def of(self, block: int) -> BlockCache:
         return self.blocks.setdefault(block, BlockCache())
 
-    def rows(self, which: Tensor | slice) -> "Cache":
-        """The cache of some of the rows, in that order."""
-        return Cache({i: block.rows(which) for i, block in self.blocks.items()})
+    def rows(self, which: Tensor | slice, last: bool = False) -> "Cache":
+        """The cache of some of the rows, in that order; `last`: for reading a last time."""
+        return Cache({i: block.rows(which, last) for i, block in self.blocks.items()})
 
     @staticmethod
     def joined(parts: Sequence["Cache"]) -> "Cache":
@@ -153,7 +154,9 @@ class Block(nn.Module):
         self.attention = Attention(width, heads)
         self.fc1 = nn.Linear(width, 4 * width)
         self.fc2 = nn.Linear(4 * width, width)
-        self.drop_path = drop_path
+        self.drops = drop_path > 0
+        self.keep: Tensor  # a tensor: for a number of each block's own torch.compile makes a graph
+        self.register_buffer("keep", torch.tensor(1 - drop_path, device="cpu"), persistent=False)
         self._initialise(width, depth)
 
     def adaptable(self, everywhere: bool) -> dict[str, nn.Linear]:
@@ -186,9 +189,9 @@ class Block(nn.Module):
 
     def _add(self, x_BLD: Tensor, branch_BLD: Tensor, gate_B1D: Tensor) -> Tensor:
         """x + gate * branch, with stochastic depth: in training, single images leave it out."""
-        if self.training and self.drop_path > 0.0:
-            keep = torch.rand(len(x_BLD), 1, 1, device=x_BLD.device) >= self.drop_path
-            gate_B1D = gate_B1D * keep / (1 - self.drop_path)
+        if self.training and self.drops:
+            kept = torch.rand(len(x_BLD), 1, 1, device=x_BLD.device) < self.keep
+            gate_B1D = gate_B1D * kept / self.keep
         return torch.addcmul(x_BLD, branch_BLD, gate_B1D)
 
     @torch.no_grad()
@@ -344,7 +347,7 @@ class VAR(nn.Module):
         tokens = self.tokens_of(scales)
         # A single scale sees all that there is: without a mask attention may take a faster kernel.
         mask = None if len(scales) == 1 else self.mask_LL[tokens, : tokens.stop]
-        sight = Sight(self.limits_L[tokens], mask, open=self.scales[scales.stop - 1] ** 2)
+        sight = Sight(self.limits_L[tokens], mask, finest=self.scales[scales.stop - 1] ** 2)
         shared = None
         if self.shared_adaln is not None:
             update = _at(adapter, "trunk").get("shared_adaln")

@@ -20,6 +20,7 @@ from cil.classify.schedule import Stage
 from cil.methods.var_parts import build_model, build_tokenizer
 from cil.models.class_groups import Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
+from cil.models.var import Cache
 
 SIZES = [3, 2, 1]
 SCALES = (1, 2, 3, 4)
@@ -237,6 +238,27 @@ def test_noise_is_the_images_own():
     assert 0.1 < noise.std() < 0.3
     assert not torch.allclose(noise[0], noise[1])
     assert not torch.allclose(noise[0, 0], noise[0, 1])
+
+
+def test_what_is_read_last_is_not_kept(model, copies, monkeypatch):
+    """Keys and values of the fine scales, most of the memory, are of no use to later stages."""
+    kept: list[int] = []
+    joined = Cache.joined
+
+    def watched(parts):
+        whole = joined(parts)
+        kept.extend(
+            len(b.keys) * b.keys.shape[2] for b in whole.blocks.values() if b.keys is not None
+        )
+        return whole
+
+    monkeypatch.setattr(Cache, "joined", staticmethod(watched))
+    tokens, inputs = copies
+    stages = [Stage(2, 1, 2), Stage(4, 1, 2), Stage(4, 3, 1)]
+    staged_scores(model, tokens, inputs, torch.ones(4), stages, max_tokens=100)
+    shared = model.trunk(0).condition_from > 0
+    # All classes on the first five tokens; where blocks are shared, two copies on all thirty.
+    assert max(kept) <= len(tokens[0]) * (2 * 30 if shared else 6 * 5)
 
 
 def test_a_seed_is_the_pixels():

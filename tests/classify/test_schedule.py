@@ -178,6 +178,8 @@ def test_the_adaptive_schedule_reads_scale_after_scale():
     assert found == [(1, 1, 3.0), (2, 1, 5.0), (3, 1, 7.0)]
     assert last == Stage(3, 4, 1)
     assert list(adaptive([3.0, 5.0, 7.0], samples=1)) == clean
+    with pytest.raises(ValueError, match="no margins yet"):
+        adaptive([], samples=1)
 
 
 def test_margins_spare_what_only_the_copies_put_right():

@@ -177,6 +177,22 @@ def test_the_adaptive_schedule_keeps_the_predictions(learned, tiny_stream, tiny_
     assert costs[1] < method.size().likelihood_evaluations
 
 
+def test_images_that_are_all_missed_leave_the_margins_alone(learned, tiny_images):
+    method, *_ = learned
+    before = method.settings, method.margins_K, method.reads
+    labels = method.scores(tiny_images).argmin(1)  # never right
+    method.settings = replace(method.settings, schedule="adaptive")
+    method.margins_K = [6.0, 7.0, 8.0, 9.0]
+    method._fit_margins(TensorDataset(tiny_images, labels))
+    kept = method.margins_K
+    method.margins_K = []
+    method._fit_margins(TensorDataset(tiny_images, labels))
+    first = method.margins_K
+    method.settings, method.margins_K, method.reads = before
+    assert kept == [6.0, 7.0, 8.0, 9.0]
+    assert first == [float("inf")] * 4  # nothing is known: nothing is dropped
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 

@@ -59,7 +59,7 @@ def test_on_a_gpu_in_16_bits(first: int, last: int, features: int) -> None:
     q, k, v = (x.bfloat16() for x in qkv(first, last, features))
     seen = sight(first, last)
     mask = None if seen.mask_MN is None else seen.mask_MN.cuda()
-    seen = Sight(seen.limits_M.cuda(), mask, seen.open)
+    seen = Sight(seen.limits_M.cuda(), mask, seen.finest)
     expected = by_hand(q, k, v, first)
     for gradient in (False, True):
         on_gpu = [x.cuda().requires_grad_(gradient) for x in (q, k, v)]
