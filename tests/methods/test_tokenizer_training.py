@@ -44,6 +44,7 @@ def trained(images, settings, quiet_cpu):
         title="tokenizer",
         settings=quiet_cpu,
         log=lambda step, values: rows.append((step, dict(values))),
+        batch_key="tokenizer.batch_size",
         first_step=1000,
     )
     return tokenizer.eval(), rows
@@ -107,6 +108,7 @@ def test_a_step_moves_codes_to_the_average_of_what_they_match(images, settings, 
         title="tokenizer",
         settings=quiet_cpu,
         log=lambda step, values: None,
+        batch_key="tokenizer.batch_size",
     )
     assert (expected - before).abs().max() > 0.1
     torch.testing.assert_close(tokenizer.codebook.data, expected, atol=1e-4, rtol=1e-4)
