@@ -8,17 +8,18 @@ import torch
 from torch import Tensor, nn
 
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
-from cil.streams.digits import Images, digits
+from cil.streams.digits import digits
+from cil.streams.memory_images import MemoryImages
 from cil.streams.stream import Stream, build_stream
 
 CLASSES = 6
 
 
-def first_of_each(split: Images, count: int) -> Images:
+def first_of_each(split: MemoryImages, count: int) -> MemoryImages:
     """The first `count` images of each of the first classes."""
     of_class = [[i for i, t in enumerate(split.targets) if t == c] for c in range(CLASSES)]
     kept = [i for indices in of_class for i in indices[:count]]
-    return Images(split.images[kept], [split.targets[i] for i in kept])
+    return MemoryImages(split.images[kept], [split.targets[i] for i in kept])
 
 
 @pytest.fixture(scope="session")

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
 
+from cil.streams.memory_images import MemoryImages
 from cil.streams.splits import held_out
 from cil.streams.stream import Source
 
@@ -19,20 +19,6 @@ _TEST_IMAGES = 450  # a quarter
 _SPLIT_SEED = 0  # never a setting: every run is judged on the same test images
 _BRIGHTEST = 16.0
 _BACKGROUND = -1.0
-
-
-class Images(Dataset):
-    """Images held in memory, (N, C, H, W) in [-1, 1], with their original class ids."""
-
-    def __init__(self, images: Tensor, targets: Sequence[int]) -> None:
-        self.images = images
-        self.targets = [int(target) for target in targets]
-
-    def __len__(self) -> int:
-        return len(self.targets)
-
-    def __getitem__(self, item: int) -> tuple[Tensor, int]:
-        return self.images[item], self.targets[item]
 
 
 class Jitter:
@@ -71,7 +57,7 @@ def digits(validation: float, augment: bool, image_size: int = 16) -> Source:
     pixels, targets = data.images.astype(np.uint8), data.target
     splits = _split(targets, validation)
     images = _upsample(pixels, image_size)
-    train, held_out, test = (Images(images[split], targets[split]) for split in splits)
+    train, held_out, test = (MemoryImages(images[split], targets[split]) for split in splits)
     return Source(
         name="digits",
         class_names=tuple(str(name) for name in data.target_names),

@@ -22,7 +22,7 @@ from torch.nn import functional
 from tqdm import tqdm
 
 from cil.errors import UserError
-from cil.streams.byte_images import ByteImages
+from cil.streams.memory_images import MemoryImages
 from cil.streams.stream import Source
 
 # Told apart at 32 pixels, in every face, rotated by 20 degrees: of those that differ in size or
@@ -132,11 +132,11 @@ def _held_out(validation: float, images: int) -> int:
     return held_out
 
 
-def _split(images: np.ndarray) -> ByteImages:
+def _split(images: np.ndarray) -> MemoryImages:
     """images (classes, images of a class, 3, H, W) uint8 -> a split, class after class."""
     classes, count = images.shape[:2]
     targets = np.repeat(np.arange(classes), count)
-    return ByteImages(torch.from_numpy(images.reshape(-1, *images.shape[2:])), targets.tolist())
+    return MemoryImages(torch.from_numpy(images.reshape(-1, *images.shape[2:])), targets.tolist())
 
 
 def _images(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from cil.errors import UserError
-from cil.streams.byte_images import ByteImages
 from cil.streams.image_folder import ShiftAndMirror
+from cil.streams.memory_images import MemoryImages
 from cil.streams.splits import held_out
 from cil.streams.stream import Source
 
@@ -40,9 +40,9 @@ def torchvision_set(name: str, root: Path, validation: float, augment: bool) -> 
     return Source(
         name=name,
         class_names=tuple(train.classes),
-        train=ByteImages(images[kept], targets[kept].tolist()),
-        validation=ByteImages(images[apart], targets[apart].tolist()),
-        test=ByteImages(_bytes(test, side), np.asarray(test.targets).tolist()),
+        train=MemoryImages(images[kept], targets[kept].tolist()),
+        validation=MemoryImages(images[apart], targets[apart].tolist()),
+        test=MemoryImages(_bytes(test, side), np.asarray(test.targets).tolist()),
         image_size=side,
         channels=images.shape[1],
         content=digest.hexdigest(),

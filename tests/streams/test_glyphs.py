@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from cil.errors import UserError
 from cil.streams import glyphs as module
-from cil.streams.byte_images import ByteImages
 from cil.streams.glyphs import CHARACTERS, PER_CLASS, Wobble, faces_of, glyphs
+from cil.streams.memory_images import MemoryImages
 from cil.streams.stream import Source, build_stream, class_order
 
 FEW = (6, 2)  # training and test images of a class
@@ -35,11 +35,11 @@ def few(cache: Path, validation: float = 0.5) -> Source:
     return glyphs(validation, False, cache, per_class=FEW)
 
 
-def splits(source: Source) -> dict[str, ByteImages]:
+def splits(source: Source) -> dict[str, MemoryImages]:
     return {"train": source.train, "validation": source.validation, "test": source.test}
 
 
-def edges(split: ByteImages) -> Tensor:
+def edges(split: MemoryImages) -> Tensor:
     """Where edges run in which of four directions, whatever the colours: (N, features)."""
     grey = (split.images / 127.5 - 1).mean(1)
     right = grey[:, 1:-1, 2:] - grey[:, 1:-1, :-2]

@@ -14,7 +14,8 @@ import torch
 
 from cil.errors import UserError
 from cil.streams import open_stream
-from cil.streams.digits import Images, digits
+from cil.streams.digits import digits
+from cil.streams.memory_images import MemoryImages
 from cil.streams.stream import Source, Stream, build_stream, class_order
 
 ORDER = class_order(10, 1993)
@@ -220,7 +221,9 @@ def test_refused(change, message):
 
 def test_a_class_without_images_is_refused(source):
     kept = [i for i, target in enumerate(source.validation.targets) if target != 7]
-    fewer = Images(source.validation.images[kept], [source.validation.targets[i] for i in kept])
+    fewer = MemoryImages(
+        source.validation.images[kept], [source.validation.targets[i] for i in kept]
+    )
     with pytest.raises(UserError, match="validation images of digits hold none of: 7"):
         build_stream(dataclasses.replace(source, validation=fewer), "b0-2", ORDER)
 

@@ -1,13 +1,17 @@
-"""Images held in memory as bytes: a quarter of what floats take."""
+"""Images held in memory."""
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 
-class ByteImages(Dataset):
-    """(N, C, H, W) uint8; items are (float image (C, H, W) in [-1, 1], original class id)."""
+class MemoryImages(Dataset):
+    """(N, C, H, W), floats in [-1, 1] or, at a quarter of the size, bytes.
+
+    Items are (float image (C, H, W) in [-1, 1], original class id).
+    """
 
     def __init__(self, images: Tensor, targets: Sequence[int]) -> None:
         self.images = images
@@ -17,4 +21,5 @@ class ByteImages(Dataset):
         return len(self.targets)
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
-        return self.images[item] / 127.5 - 1, self.targets[item]
+        image = self.images[item]
+        return (image / 127.5 - 1 if image.dtype == torch.uint8 else image), self.targets[item]
