@@ -45,7 +45,7 @@ def stream(source) -> Stream:
     return build_stream(source, "b0-2", ORDER)
 
 
-def splits(source: Source) -> dict[str, Images]:
+def splits(source: Source) -> dict[str, MemoryImages]:
     return {"train": source.train, "validation": source.validation, "test": source.test}
 
 
