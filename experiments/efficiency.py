@@ -108,12 +108,21 @@ def main() -> None:
     where = device(trainer)
     table.insert(0, "device", where)
     table.insert(1, "commit", commit())
-    table.insert(2, "command", " ".join(["python -m experiments.efficiency", *sys.argv[1:]]))
+    table.insert(2, "command", command(sys.argv[1:]))
     slug = re.sub(r"\W+", "-", where).strip("-").lower()
     path = options.results / f"efficiency-{name}-{slug}.csv"
     write_bytes(path, table.to_csv(index=False).encode())
     show(table, f"{name}, {where}")
     print(f"written to {path}")
+
+
+def command(arguments: Sequence[str]) -> str:
+    """The line that measures this again; where its table was put says nothing of the numbers."""
+    words = list(arguments)
+    if "--results" in words:
+        at = words.index("--results")
+        del words[at : at + 2]
+    return " ".join(["python -m experiments.efficiency", *words])
 
 
 def of_a_run(folder: Path, rounds: int, trainer: TrainerConfig) -> tuple[pd.DataFrame, str]:
