@@ -140,6 +140,8 @@ class TrainerConfig:
     compile: Literal["auto", "always", "never"] = "auto"
     """Whether the VAR goes through torch.compile: auto compiles, on a GPU, trunks of 10 million
     parameters or more; smaller ones are done before they are compiled."""
+    workers: int | None = None
+    """Processes that load images; null: one a core, none where there are few images to load."""
     progress: bool = True
     """Whether to show progress bars."""
 
@@ -168,7 +170,8 @@ class Config:
     runs: str = "runs"
     """Folder of the records; a run lands in RUNS/EXPERIMENT/METHOD/seedK."""
     cache: str = "cache"
-    """Folder of what is made once and used again: scans of image folders, drawn glyphs."""
+    """Folder of what is made once and used again: scans of image folders, drawn glyphs, tokenizers,
+    trunks and token maps. It may be deleted at any time."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     var: VARConfig = field(default_factory=VARConfig)

@@ -53,8 +53,8 @@ def _learn(method: Method, experience: Experience, record: RunRecord, tracker: T
         tracker.log_step(record.steps + step, values)
 
     began = time.perf_counter()
-    method.learn(experience, log)
-    seconds = time.perf_counter() - began
+    saved = method.learn(experience, log)
+    seconds = time.perf_counter() - began + saved
     record.save_learned(experience.index, method.state(), last_step + 1, seconds)
 
 

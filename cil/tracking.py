@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from cil.records.files import write_bytes
+from cil.files import write_bytes
 from cil.wandb_access import PROBE_SECONDS, Mode, Wish, choose_mode, has_account, reachable
 
 INIT_SECONDS = 15.0  # wandb's own default is 90

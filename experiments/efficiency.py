@@ -56,8 +56,9 @@ from cil.methods.var import VARMethod
 from cil.records import read_run, write_bytes
 from cil.run import exit_code
 from cil.streams.stream import Stream
-from cil.streams.tokens import augmented_views
+from cil.streams.tokens import in_memory
 
+CACHE = Path("cache")  # of what a method makes once; nothing is learned here
 RESULTS = Path(__file__).parent / "results"
 SIZES = {f"d{depth}": depth for depth in (16, 20, 24, 30)}
 OFFICIAL_TOKENIZER = TokenizerConfig(
@@ -137,9 +138,8 @@ def of_a_run(folder: Path, rounds: int, trainer: TrainerConfig) -> tuple[pd.Data
         variants += [Variant(n, samples, schedule(n, scales, samples)) for n in ("varc", "a_varc")]
         margins = method.fitted_margins(TensorDataset(*held_out), samples)
         variants.append(Variant("adaptive", samples, adaptive(margins, samples)))
-    fresh = VARMethod(
-        method.name, stream, method.tokenizer_settings, method.settings, method.trainer
-    )
+    sizes = (method.tokenizer_settings, method.settings, method.trainer, method.cache)
+    fresh = VARMethod(method.name, stream, *sizes)
     rate = matrix_rate(find_device(trainer))
     rows = classifying(method, images, labels, variants, rounds, rate)
     rows += learning(fresh, method.classes_seen, [method.settings.batch_size], rate)
@@ -158,7 +158,7 @@ def of_a_size(options: argparse.Namespace, trainer: TrainerConfig) -> pd.DataFra
             plasticity="trunk", depth=depth, width=64 * depth, heads=depth, condition_from=first
         )
         stream = Stream("random pixels", (), (), (), 256, 3, "", {})
-        method = VARMethod(options.model, stream, OFFICIAL_TOKENIZER, settings, trainer)
+        method = VARMethod(options.model, stream, OFFICIAL_TOKENIZER, settings, trainer, CACHE)
         method.model.start(options.classes)
         method.model.eval()
         scales = len(OFFICIAL_TOKENIZER.scales)
@@ -298,7 +298,7 @@ def matrix_rate(where: torch.device) -> float:
 
 def images_of(stream: Stream, split: str) -> tuple[Tensor, Tensor]:
     """The images and labels of a split of all experiences."""
-    parts = [augmented_views(getattr(e, split), views=1).tensors for e in stream.experiences]
+    parts = [in_memory(getattr(e, split)) for e in stream.experiences]
     images, labels = zip(*parts, strict=True)
     return torch.cat(images), torch.cat(labels)
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,12 @@ def tiny_var_config() -> VARConfig:
 @pytest.fixture(scope="session")
 def quiet_cpu() -> TrainerConfig:
     return TrainerConfig(accelerator="cpu", progress=False)
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """A folder of what is made once, empty: nothing is shared between tests."""
+    return tmp_path / "cache"
 
 
 @pytest.fixture(scope="session")

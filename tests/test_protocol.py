@@ -111,9 +111,14 @@ def result(folder: Path, setup: Setup, listener: Listener) -> Result:
 
 
 @pytest.fixture(scope="module")
-def setups(tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu) -> dict[str, Setup]:
+def setups(
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tmp_path_factory
+) -> dict[str, Setup]:
+    cache = tmp_path_factory.mktemp("cache")
+
     def var() -> Method:
-        return VARMethod("var", tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu)
+        sizes = (tiny_tokenizer_config, tiny_var_config, quiet_cpu, cache)
+        return VARMethod("var", tiny_stream, *sizes)
 
     builds: dict[str, Callable[[], Method]] = {
         "finetune": lambda: finetune(tiny_stream),

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
-from tiny import TINY
+from tiny import TINY, folders
 
 ROOT = Path(__file__).parent.parent
 RUN = "pip install -e . && python -m cil.run split_digits"
@@ -75,7 +75,7 @@ def test_the_dev_extra_brings_what_the_gate_runs() -> None:
 def test_the_first_command_in_small(tmp_path: Path) -> None:
     python, *words = shlex.split(RUN.partition(" && ")[2])
     assert python == "python"
-    line = [sys.executable, *words, *TINY, f"--runs={tmp_path}"]
+    line = [sys.executable, *words, *TINY, *folders(tmp_path)]
     result = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     methods = ("var", "finetune", "replay", "joint")

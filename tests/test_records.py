@@ -19,8 +19,9 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from cil import files
 from cil.errors import UserError
-from cil.records import RunRecord, RunView, files, read_runs
+from cil.records import RunRecord, RunView, read_runs
 
 CONFIG: dict[str, Any] = {
     "var": {"depth": 4, "lr": 1e-3, "scales": (1, 2, 3, 4), "plasticity": "adapter"},

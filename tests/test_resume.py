@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import TINY
+from tiny import TINY, folders
 
 from cil import run
 
@@ -72,7 +72,7 @@ def whole_command(runs: Path, moment: Moment | None) -> None:
     if moment is not None:
         arm(moment)
     raise SystemExit(
-        run.main(["split_digits", *TINY, f"--runs={runs}", f"--methods=[{','.join(METHODS)}]"])
+        run.main(["split_digits", *TINY, *folders(runs), f"--methods=[{','.join(METHODS)}]"])
     )
 
 

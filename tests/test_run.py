@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny import TINY
+from tiny import TINY, folders
 
 from cil import metrics, run
 from cil.config import TrainerConfig
@@ -23,7 +23,7 @@ METHODS = ("var", "finetune", "replay", "joint")
 
 
 def line(runs: Path, *arguments: str) -> list[str]:
-    return ["split_digits", *TINY, f"--runs={runs}", *arguments]
+    return ["split_digits", *TINY, *folders(runs), *arguments]
 
 
 def refused(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:

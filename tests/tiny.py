@@ -1,5 +1,7 @@
 """The whole command in seconds: the settings that the tests of whole commands share."""
 
+from pathlib import Path
+
 TINY = [
     "--tokenizer.steps=5",
     "--tokenizer.channels=4",
@@ -14,3 +16,8 @@ TINY = [
     "--trainer.progress=false",
     "--wandb.mode=disabled",
 ]
+
+
+def folders(runs: Path) -> list[str]:
+    """Where a command is to put its records, and beside them what it makes once."""
+    return [f"--runs={runs}", f"--cache={runs}-cache"]

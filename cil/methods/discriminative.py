@@ -90,8 +90,10 @@ class Discriminative:
     def classes_seen(self) -> int:
         return sum(len(experience.labels) for experience in self.seen)
 
-    def learn(self, experience: Experience, log: StepLog) -> None:
+    def learn(self, experience: Experience, log: StepLog) -> float:
         """Train the strategy on the next experience; `joint` starts afresh on all so far.
+
+        Nothing is cached: returns 0.
 
         Raises:
             ValueError: `experience` is not the stream's next one.
@@ -110,6 +112,7 @@ class Discriminative:
         self.model = strategy.model
         self.strategy = None if afresh else strategy
         self.experiences_learned = index + 1
+        return 0.0
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:

@@ -33,8 +33,11 @@ class Method(Protocol):
     @property
     def classes_seen(self) -> int: ...
 
-    def learn(self, experience: Experience, log: StepLog) -> None:
-        """Learn one class group from `experience.train`, seeing no other experience."""
+    def learn(self, experience: Experience, log: StepLog) -> float:
+        """Learn one class group from `experience.train`, seeing no other experience.
+
+        Returns the seconds of learning that a cache has saved: they count as training.
+        """
 
     def scores(self, images: Tensor) -> Tensor:
         """images (B, channels, H, W) in [-1, 1] -> scores (B, classes seen), higher is likelier."""

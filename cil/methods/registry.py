@@ -1,6 +1,7 @@
 """Method names: what they are built from and which settings they depend on. Imports are lazy."""
 
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any, get_args
 
 from cil.command_line import near
@@ -61,7 +62,8 @@ def build(name: str, config: Config, stream: Any) -> Any:
         return Discriminative(name, stream, device=device, show_progress=show, **options)
     from cil.methods.var import VARMethod
 
-    return VARMethod(name, stream, config.tokenizer, _var(name, config), config.trainer)
+    var, cache = _var(name, config), Path(config.cache)
+    return VARMethod(name, stream, config.tokenizer, var, config.trainer, cache)
 
 
 def restore(run: Any, trainer: TrainerConfig) -> tuple[Any, Any]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from cil.config import TrainerConfig
+from cil.methods.loading import workers
 from cil.methods.method import Method
 from cil.methods.training import new_trainer
 
@@ -51,7 +52,9 @@ def score(
     """Score every image of each dataset -> (scores (N, classes seen), labels (N,)) a dataset."""
     sizes = [len(dataset) for dataset in datasets]  # type: ignore[arg-type]
     together: Dataset = ConcatDataset(datasets)
-    loader = DataLoader(together, batch_sampler=BatchesWithin(sizes))
+    processes = workers(settings, sum(sizes))
+    batches_within = BatchesWithin(sizes)
+    loader = DataLoader(together, batch_sampler=batches_within, num_workers=processes)
     trainer = new_trainer(settings, title=title, logger=False)
     batches: Any = trainer.predict(Scorer(method), loader)
     scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))

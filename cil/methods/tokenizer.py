@@ -61,8 +61,3 @@ class TokenizerModule(LoggedModule):
 
     def configure_optimizers(self) -> Any:
         return one_cycle(self.tokenizer, lr=self.lr, steps=self.steps, weight_decay=0.0)
-
-
-def codebook_use(tokens_NL: Tensor, vocabulary: int) -> float:
-    """The share of the codebook that occurs at all among these tokens."""
-    return len(tokens_NL.unique()) / vocabulary

@@ -1,12 +1,16 @@
 """The generative method: a VAR learns one class group at a time and classifies by likelihood."""
 
 import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset
 
+from cil.cache import place
 from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
@@ -17,9 +21,12 @@ from cil.classify.likelihood import (
 )
 from cil.classify.schedule import Schedule, Stage, adaptive, cost, fit_margins, schedule
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
+from cil.methods.loading import workers
+from cil.methods.made_once import State, digest, made_once
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.scoring import BATCH_SIZE
-from cil.methods.tokenizer import TokenizerModule, codebook_use
+from cil.methods.seeding import seed_all
+from cil.methods.tokenizer import TokenizerModule
 from cil.methods.training import (
     LoggedModule,
     autocast,
@@ -32,7 +39,22 @@ from cil.methods.var_parts import build_model, build_tokenizer, check_settings
 from cil.models.class_groups import NULL_CLASS, Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
 from cil.streams.stream import Experience, Stream
-from cil.streams.tokens import augmented_views, shuffled_batches, token_maps
+from cil.streams.tokens import (
+    Encoding,
+    TokenMaps,
+    Turned,
+    Views,
+    in_order,
+    shuffled,
+    shuffled_images,
+    token_maps,
+)
+
+# Settings of what comes after the trunk, on which it does not depend.
+_AFTER_THE_TRUNK = (
+    *("plasticity", "adapter_rank", "adapter_layers", "steps"),
+    *("schedule", "smoothing_samples", "smoothing_mean", "smoothing_sigma"),
+)
 
 
 class VARModule(LoggedModule):
@@ -89,11 +111,15 @@ class VARMethod:
         tokenizer: TokenizerConfig,
         var: VARConfig,
         trainer: TrainerConfig,
+        cache: Path,
     ) -> None:
+        """`cache` is the folder of what is made once: token maps, tokenizers, trunks."""
         check_settings(stream, tokenizer, var)
         self.name = name
+        self.stream, self.cache = stream, cache
         self.settings, self.tokenizer_settings, self.trainer = var, tokenizer, trainer
         self.experiences = len(stream.experiences)
+        self.turns = 4 if var.rotations else 1
         self.tokenizer = build_tokenizer(tokenizer, stream.channels)
         self.tokenizer.compiled = pays_to_compile(self.tokenizer, trainer)
         self.model = self._new_model()
@@ -106,28 +132,28 @@ class VARMethod:
     def classes_seen(self) -> int:
         return self.model.groups.classes
 
-    def learn(self, experience: Experience, log: StepLog) -> None:
-        """Learn one class group; the first one teaches the tokenizer and the trunk beforehand."""
-        images = augmented_views(experience.train, self.settings.views)
-        steps_before = 0
+    def learn(self, experience: Experience, log: StepLog) -> float:
+        """Learn one class group; the first one teaches the tokenizer and the trunk beforehand.
+
+        Those two follow from the global seed and do not depend on the plasticity or on what comes
+        after them, so they are kept for other runs. Returns the seconds that a cache has saved.
+        """
+        seed, saved, steps_before = torch.initial_seed(), 0.0, 0
         if experience.index == 0:
-            turns, classes = 4 if self.settings.rotations else 1, len(experience.labels)
-            turned = with_rotations(images, turns, classes)
-            self._learn_tokenizer(turned, log)
-            self._learn_trunk(turned, turns * classes, log)
-            if self.settings.scale_weights:
-                held_out = augmented_views(experience.validation, views=1)
-                self._fit_scale_weights(with_rotations(held_out, turns, classes))
+            saved += self._learn_tokenizer(experience, seed, log)
+            saved += self._learn_trunk(experience, seed, log)
             steps_before = self.tokenizer_settings.steps + self.settings.first_steps
-        tokens = self._token_maps(images)
-        use = codebook_use(tokens.tensors[0], self.tokenizer_settings.vocabulary)
+        tokens, facts = self._token_maps(experience, turns=1)
+        use = facts["codes"] / self.tokenizer_settings.vocabulary
         log(steps_before, {"tokenizer/codebook_use": use})
         self.codebook_use.append(use)
+        seed_all(seed, 2)
         self.model.grow(len(experience.labels))
         title = f"{self.name} experience {experience.index + 1}/{self.experiences}"
         self.train_on(tokens, self.settings.steps, title, log, steps_before)
         if self.settings.schedule == "adaptive":
-            self._fit_margins(augmented_views(experience.validation, views=1))
+            self._fit_margins(experience.validation)
+        return saved + float(facts["saved"])
 
     def scale_log_likelihoods(self, images: Tensor) -> Tensor:
         """images (B, channels, H, W) -> log p(scale's tokens | coarser ones, class) (B, C, K)."""
@@ -221,39 +247,110 @@ class VARMethod:
         use = {"codebook_use_first": self.codebook_use[0], "codebook_use": self.codebook_use[-1]}
         return use | weights
 
-    def _learn_tokenizer(self, images: TensorDataset, log: StepLog) -> None:
+    def _learn_tokenizer(self, experience: Experience, seed: int, log: StepLog) -> float:
         settings = self.tokenizer_settings
-        module = TokenizerModule(self.tokenizer, lr=settings.lr, steps=settings.steps)
-        fit(
-            module,
-            shuffled_batches(images, settings.batch_size),
-            steps=settings.steps,
-            title=f"{self.name} tokenizer",
-            settings=self.trainer,
-            log=log,
-            batch_key="tokenizer.batch_size",
-        )
-        self._freeze_tokenizer()
+        images = self._turned(experience.train, len(experience.labels))
+        loaded = settings.steps * settings.batch_size
 
-    def _token_maps(self, images: TensorDataset) -> TensorDataset:
+        def make(log: StepLog) -> State:
+            seed_all(seed, 0)
+            fit(
+                TokenizerModule(self.tokenizer, lr=settings.lr, steps=settings.steps),
+                shuffled_images(images, settings.batch_size, workers(self.trainer, loaded)),
+                steps=settings.steps,
+                title=f"{self.name} tokenizer",
+                settings=self.trainer,
+                log=log,
+                batch_key="tokenizer.batch_size",
+            )
+            return self.tokenizer.state_dict()
+
+        key = {
+            "images": self._images_key(experience, self.turns),
+            "settings": asdict(settings),
+            "before": digest(self.tokenizer),
+            "seed": seed,
+            "computed": self._computed(),
+        }
+        state, saved = made_once(self.cache, "tokenizer", key, make, log)
+        self.tokenizer.load_state_dict(state)
+        self._freeze_tokenizer()
+        return saved
+
+    def _learn_trunk(self, experience: Experience, seed: int, log: StepLog) -> float:
+        """Teach the trunk by the first group's turned images, then fit the scale weights."""
+        classes, steps = len(experience.labels), self.settings.first_steps
+
+        def make(log: StepLog) -> State:
+            tokens, _ = self._token_maps(experience, self.turns)
+            seed_all(seed, 1)
+            self.model.start(self.turns * classes)
+            title = f"{self.name} trunk"
+            self.train_on(tokens, steps, title, log, self.tokenizer_settings.steps)
+            held_out = Views(self._turned(experience.validation, classes), 1, seed=0)
+            weights_K = self._fitted_scale_weights(held_out)
+            self.model.end_start()
+            return {"model": self.model.state_dict(), "scale_weights": weights_K}
+
+        settings = {k: v for k, v in asdict(self.settings).items() if k not in _AFTER_THE_TRUNK}
+        key = {
+            "images": self._images_key(experience, self.turns),
+            "settings": settings,
+            "tokenizer": digest(self.tokenizer),
+            "before": digest(self.model),
+            "seed": seed,
+            "computed": self._computed(),
+        }
+        state, saved = made_once(self.cache, "trunk", key, make, log)
+        self.model.load_state_dict(state["model"])
+        self.scale_weights_K = state["scale_weights"]
+        return saved
+
+    def _token_maps(self, experience: Experience, turns: int) -> tuple[TokenMaps, dict[str, Any]]:
+        """An experience's token maps, of images turned by up to so many quarters, and facts."""
         device = find_device(self.trainer)
         self.tokenizer.to(device)
-        return token_maps(images, self.tokenizer.tokenize, device)
+        images = self._turned(experience.train, len(experience.labels), turns)
+        views = self.settings.views
+        processes = workers(self.trainer, views * len(images))  # type: ignore[arg-type]
+        key = {
+            "images": self._images_key(experience, turns),
+            "views": views,
+            "tokenizer": digest(self.tokenizer),
+        }
+        name = f"{self.stream.name}-{experience.index}"
+        path = place(self.cache / "tokens", name, key, ".npy")
+        show = self.trainer.progress
+        encoding = Encoding(self.tokenizer.tokenize, self.tokenizer.tokens, device, processes, show)
+        return token_maps(images, views, encoding, path, key)
 
-    def _learn_trunk(self, images: TensorDataset, classes: int, log: StepLog) -> None:
-        self.model.start(classes)
-        tokens = self._token_maps(images)
-        steps, before = self.settings.first_steps, self.tokenizer_settings.steps
-        self.train_on(tokens, steps, f"{self.name} trunk", log, before)
+    def _turned(self, images: Dataset, classes: int, turns: int | None = None) -> Dataset:
+        turns = self.turns if turns is None else turns
+        return images if turns == 1 else Turned(images, turns, classes)
+
+    def _images_key(self, experience: Experience, turns: int) -> dict[str, Any]:
+        """What decides the images that are learned from, varied as they are."""
+        augmentation = repr(experience.train.augment)  # type: ignore[attr-defined]
+        return {
+            "stream": self.stream.fingerprint,
+            "experience": experience.index,
+            "augmentation": augmentation,
+            "turns": turns,
+        }
+
+    def _computed(self) -> dict[str, Any]:
+        """On what, and how exactly: it decides the last bits."""
+        device = find_device(self.trainer).type
+        return {"device": device, "precision": self.trainer.precision, "torch": torch.__version__}
 
     def train_on(
-        self, tokens: TensorDataset, steps: int, title: str, log: StepLog, first_step: int = 0
+        self, tokens: TokenMaps, steps: int, title: str, log: StepLog, first_step: int = 0
     ) -> None:
-        """Train what the model lets learn now on (tokens (N, L), labels (N,))."""
+        """Train what the model lets learn now."""
         self.model.train()  # Lightning leaves the mode of a module as it finds it
         fit(
             VARModule(self.model, self.tokenizer, self.settings, self.trainer, steps),
-            shuffled_batches(tokens, self.settings.batch_size),
+            shuffled(tokens, self.settings.batch_size),
             steps=steps,
             title=title,
             settings=self.trainer,
@@ -264,31 +361,38 @@ class VARMethod:
         )
         self.model.eval()
 
-    def _fit_scale_weights(self, held_out: TensorDataset) -> None:
-        images, labels = held_out.tensors
-        batches = images.to(find_device(self.trainer)).split(BATCH_SIZE)
-        values_BCK = torch.cat([self.scale_log_likelihoods(batch) for batch in batches])
-        self.scale_weights_K = fit_scale_weights(values_BCK.cpu(), labels)
+    def _fitted_scale_weights(self, held_out: Dataset) -> Tensor:
+        if not self.settings.scale_weights:
+            return self.scale_weights_K
+        values, labels = self._each(held_out, self.scale_log_likelihoods)
+        return fit_scale_weights(values, labels)
 
-    def fitted_margins(self, held_out: TensorDataset, samples: int) -> list[float]:
-        """Margins of an adaptive schedule of so many copies, from (images, labels)."""
-        images, labels = held_out.tensors
-        batches = images.to(find_device(self.trainer)).split(BATCH_SIZE)
+    def fitted_margins(self, held_out: Dataset, samples: int) -> list[float]:
+        """Margins of an adaptive schedule of so many copies, from held-out images."""
         every = schedule("varc", len(self.tokenizer.scales), samples)
-        values_BCK = torch.cat([self.scale_log_likelihoods(batch) for batch in batches]).cpu()
-        final_BC = torch.cat([self.scores(batch, every) for batch in batches]).cpu()
+        values_BCK, labels = self._each(held_out, self.scale_log_likelihoods)
+        final_BC, _ = self._each(held_out, lambda images: self.scores(images, every))
         return fit_margins(values_BCK * self.scale_weights_K, labels, final_BC)
 
-    def _fit_margins(self, held_out: TensorDataset) -> None:
+    def _fit_margins(self, held_out: Dataset) -> None:
         """Margins for the newest group's images among all classes, or those before if larger."""
         fitted = self.fitted_margins(held_out, self.settings.smoothing_samples)
         # Infinite: not one of these images was classified rightly, which says nothing.
         known = [m for m in (self.margins_K, fitted) if m and math.isfinite(m[0])]
         self.margins_K = [max(both) for both in zip(*known, strict=True)] if known else fitted
         reads: list[Tensor] = []
-        for batch in held_out.tensors[0].to(find_device(self.trainer)).split(BATCH_SIZE):
-            self.scores(batch, reads=reads)
-        self.reads = torch.cat(reads, 1).double().mean(1).tolist()
+        self._each(held_out, lambda images: self.scores(images, reads=reads))
+        self.reads = torch.cat([r.cpu() for r in reads], 1).double().mean(1).tolist()
+
+    def _each(self, images: Dataset, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """`value` of all images, and their labels (N,), both on the CPU."""
+        processes = workers(self.trainer, len(images))  # type: ignore[arg-type]
+        device = find_device(self.trainer)
+        values, labels = [], []
+        for batch, labels_B in in_order(images, BATCH_SIZE, processes):
+            values.append(value(batch.to(device, non_blocking=True)).cpu())
+            labels.append(labels_B)
+        return torch.cat(values), torch.cat(labels)
 
     def _new_model(self) -> Incremental:
         model = build_model(self.tokenizer_settings, self.settings)
@@ -298,19 +402,3 @@ class VARMethod:
 
     def _freeze_tokenizer(self) -> None:
         self.tokenizer.eval().requires_grad_(False)
-
-
-def with_rotations(images: TensorDataset, turns: int, classes: int) -> TensorDataset:
-    """Turn each image by a random quarter; class y turned by r quarters gets label y + r * classes.
-
-    The first class group is all that the trunk ever sees whole. Turned images, as classes of their
-    own, make it richer than its few classes are (after PASS, Zhu et al., CVPR 2021).
-    """
-    if turns == 1:
-        return images
-    x, labels = images.tensors
-    quarter = torch.randint(turns, (len(x),))
-    turned = x.clone()
-    for r in range(1, turns):
-        turned[quarter == r] = torch.rot90(x[quarter == r], r, (2, 3))
-    return TensorDataset(turned, labels + quarter * classes)

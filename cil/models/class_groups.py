@@ -139,11 +139,18 @@ class Incremental(nn.Module):
         self._trunk_of: list[int] = []  # by group
 
     def start(self, classes: int) -> None:
-        """Let the trunk learn from `classes` classes, which the first `grow` forgets."""
+        """Let the trunk learn from `classes` classes, which `end_start` or a `grow` forgets."""
         self._check_empty()
         self.starting = True
         self.groups.grow(classes)
         self._trunk_of = [0]
+
+    def end_start(self) -> None:
+        """Forget the classes of `start`, if that is what there are; the trunk has learned."""
+        if self.starting:
+            self.starting = False
+            self.groups.clear()
+            self._trunk_of = []
 
     def adopt(self, embeddings_nD: Tensor, null_D: Tensor) -> None:
         """Take over classes that the trunk knows already, as the first group."""
@@ -153,10 +160,7 @@ class Incremental(nn.Module):
 
     def grow(self, classes: int) -> None:
         """Add a class group. Only what it may change requires a gradient afterwards."""
-        if self.starting:
-            self.starting = False
-            self.groups.clear()
-            self._trunk_of = []
+        self.end_start()
         adapter = None
         if self.plasticity != "trunk":
             self.requires_grad_(False)

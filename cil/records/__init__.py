@@ -1,6 +1,6 @@
 """What a run leaves on disk: the only reader and writer of run folders."""
 
-from cil.records.files import write_bytes, write_json
+from cil.files import write_bytes, write_json
 from cil.records.layout import RunView, read_run, read_runs
 from cil.records.run_record import RunRecord, figure_bytes, finished_run, write_figure
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-from cil.records.files import damaged, explained, replacing
+from cil.files import damaged, explained, replacing
 
 
 def save_checkpoint(path: Path, state: Mapping[str, Any]) -> str:

@@ -26,8 +26,8 @@ import yaml
 from numpy.typing import NDArray
 
 from cil.errors import UserError
+from cil.files import damaged, explained, read_bytes, read_json
 from cil.records.checkpoints import load_checkpoint
-from cil.records.files import damaged, explained, read_bytes, read_json
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cil.errors import UserError
-from cil.records.files import damaged, explained, plain_value, read_json, write_json
+from cil.files import damaged, explained, plain_value, read_json, write_json
 from cil.records.layout import CONFIG, ENVIRONMENT, Progress, read_config, read_stream
 
 LOCK, CLEARING = ".lock", ".clearing"

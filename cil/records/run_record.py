@@ -14,9 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import numpy as np
 
 from cil.errors import UserError
-from cil.records import layout
-from cil.records.checkpoints import load_checkpoint, save_checkpoint
-from cil.records.files import (
+from cil.files import (
     damaged,
     explained,
     lock,
@@ -24,6 +22,8 @@ from cil.records.files import (
     write_bytes,
     write_json,
 )
+from cil.records import layout
+from cil.records.checkpoints import load_checkpoint, save_checkpoint
 from cil.records.layout import FloatArray, MetricRow, Progress, RunView
 from cil.records.resume import (
     LOCK,

@@ -37,6 +37,9 @@ class Jitter:
             fill=None,
         )
 
+    def __repr__(self) -> str:
+        return f"Jitter({self.affine})"
+
     def __call__(self, image: Tensor) -> Tensor:
         """image (C, H, W) in [-1, 1] -> the same shape and range."""
         return self.affine(image - _BACKGROUND) + _BACKGROUND

@@ -71,6 +71,9 @@ class Wobble:
     scale = 0.08
     shift = 0.05  # of a side
 
+    def __repr__(self) -> str:
+        return f"Wobble({self.degrees}, {self.scale}, {self.shift})"
+
     def __call__(self, image: Tensor) -> Tensor:
         """image (C, H, W) in [-1, 1], H = W -> the same shape and range."""
         turn, scale, right, down = (2 * torch.rand(4) - 1).tolist()

@@ -64,6 +64,9 @@ class ShiftAndMirror:
     def __init__(self, mirror: bool) -> None:
         self.mirror = mirror
 
+    def __repr__(self) -> str:
+        return f"ShiftAndMirror({self.mirror})"
+
     def __call__(self, image: Tensor) -> Tensor:
         """image (C, H, W) -> the same shape."""
         _, h, w = image.shape

@@ -1,55 +1,195 @@
 """An experience as cached token maps: the tokenizer is frozen, so every image is encoded once.
 
-Shapes: N images (training images times views), L tokens.
+Shapes: N token maps (images times views), B of a batch, L tokens.
 """
 
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from tqdm import tqdm
 
-MOST_CODES = torch.iinfo(torch.int16).max + 1  # tokens are kept as 16-bit numbers
+from cil import cache
+from cil.files import replacing
+
+MOST_CODES = int(np.iinfo(np.int16).max) + 1  # tokens are kept as 16-bit numbers
+_MOST_PIXELS = 2**22  # encoded at once: 64 images of 256 pixels a side
+_LONG = 20  # batches worth a progress bar
+_MANY = 100_000  # token maps worth a word
 
 
-def augmented_views(dataset: Dataset, views: int, batch_size: int = 256) -> TensorDataset:
-    """Pass `views` times over a dataset that augments its images -> (images, labels).
+class Turned(Dataset):
+    """A dataset's images, each turned by a random quarter.
 
-    images (N, channels, H, W) in [-1, 1], labels (N,).
+    Class y turned by r quarters is the class y + r * classes. The first class group is all that the
+    trunk ever sees whole; turned images, as classes of their own, make it richer than its few
+    classes are (after PASS, Zhu et al., CVPR 2021).
     """
-    loader = DataLoader(dataset, batch_size=batch_size)
-    batches = [(images, labels) for _ in range(views) for images, labels in loader]
-    images, labels = zip(*batches, strict=True)
-    return TensorDataset(torch.cat(images), torch.cat(labels))
+
+    def __init__(self, images: Dataset, turns: int, classes: int) -> None:
+        self.images, self.turns, self.classes = images, turns, classes
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, item: int) -> tuple[Tensor, int]:
+        image, label = self.images[item]
+        quarter = int(torch.randint(self.turns, ()))
+        return torch.rot90(image, quarter, (1, 2)), label + quarter * self.classes
+
+
+class Views(Dataset):
+    """Several passes over a dataset that varies its images; row n is the same image every time.
+
+    Each row is drawn from a seed of its own, whichever process draws it.
+    """
+
+    def __init__(self, images: Dataset, views: int, seed: int) -> None:
+        self.images, self.views, self.seed = images, views, seed
+
+    def __len__(self) -> int:
+        return self.views * len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would seed the GPUs as well.
+            torch.default_generator.manual_seed(self.seed + row)
+            return self.images[row % len(self.images)]  # type: ignore[arg-type]
+
+
+class TokenMaps(Dataset):
+    """Token maps and labels in a memory-mapped file; items are (tokens (B, L) int16, labels (B,)).
+
+    An item is asked for by the list of its B rows, which are read at once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows = np.load(path, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
+        read = self.rows[rows]
+        labels = read["label"].astype(np.int64)
+        return torch.from_numpy(np.ascontiguousarray(read["tokens"])), torch.from_numpy(labels)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images become token maps."""
+
+    tokenize: Callable[[Tensor], Tensor]  # images (B, channels, H, W) -> tokens (B, L)
+    tokens: int  # L
+    device: torch.device
+    workers: int  # processes that load images
+    progress: bool
+
+
+def token_maps(
+    images: Dataset, views: int, encoding: Encoding, path: Path, key: Mapping[str, Any]
+) -> tuple[TokenMaps, dict[str, Any]]:
+    """`views` views of each image as token maps, from the file `path` if it is there.
+
+    `key` is what it was named by (see `cache.place`). Returns them with facts: "seconds" they took
+    to make, of which "saved" were saved now, and "codes", how many different ones occur.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    seed = int(cache.hashed(key)[:15], 16)  # leaves room for adding a row's number
+    with cache.alone(path):
+        found = cache.find(path)
+        facts = found or _encode(Views(images, views, seed), encoding, path, key)
+    maps = TokenMaps(path)
+    if len(maps) >= _MANY:
+        how = "made" if found is None else "found"
+        print(f"{how} {len(maps):,} token maps: {path}, {cache.size(path)}", file=sys.stderr)
+    return maps, {**facts, "saved": 0.0 if found is None else facts["seconds"]}
+
+
+def shuffled(data: TokenMaps, batch_size: int) -> DataLoader:
+    """Batches of token maps in a new order each pass."""
+    return DataLoader(data, sampler=_shuffled_rows(data, batch_size), batch_size=None)
+
+
+def shuffled_images(images: Dataset, batch_size: int, workers: int) -> DataLoader:
+    """Batches (images, labels) in a new order each pass, loaded as they are asked for."""
+    return DataLoader(
+        images,
+        batch_sampler=_shuffled_rows(images, batch_size),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def in_order(images: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
+    """Batches (images, labels) in the order of the dataset; draws no random numbers."""
+    return DataLoader(
+        images,
+        batch_size=batch_size,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # of the seeds of its processes, else the global one
+    )
+
+
+def in_memory(images: Dataset) -> tuple[Tensor, Tensor]:
+    """All items of a dataset -> (images (N, channels, H, W), labels (N,))."""
+    batches = [tuple(batch) for batch in in_order(images, 256)]
+    every, labels = zip(*batches, strict=True)
+    return torch.cat(every), torch.cat(labels)
+
+
+def _shuffled_rows(data: Dataset, batch_size: int) -> BatchSampler:
+    least = min(batch_size, len(data))  # type: ignore[arg-type]
+    return BatchSampler(RandomSampler(data), least, drop_last=True)  # type: ignore[arg-type]
+
+
+def _encode(
+    images: Views, encoding: Encoding, path: Path, key: Mapping[str, Any]
+) -> dict[str, Any]:
+    began = time.perf_counter()
+    kind = np.dtype([("label", "<i4"), ("tokens", "<i2", (encoding.tokens,))])
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
+    used = np.zeros(MOST_CODES, dtype=bool)
+    with replacing(path, cache.KEY) as file:
+        np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(images),)})
+        for tokens_BL, labels_B in _encoded(images, encoding):
+            rows = np.empty(len(labels_B), kind)
+            rows["tokens"], rows["label"] = tokens_BL, labels_B
+            used[np.unique(rows["tokens"])] = True
+            file.write(rows.tobytes())
+    facts = {"seconds": time.perf_counter() - began, "codes": int(used.sum())}
+    cache.keep(path, file.digest(), key, facts)
+    return facts
 
 
 @torch.inference_mode()
-def token_maps(
-    images: TensorDataset,
-    tokenize: Callable[[Tensor], Tensor],
-    device: torch.device,
-    batch_size: int = 256,
-) -> TensorDataset:
-    """Encode (images, labels) with a frozen tokenizer -> (tokens (N, L) int16, labels (N,)).
+def _encoded(images: Views, encoding: Encoding) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+    """(tokens (B, L), labels (B,)) of all images, in order; a step behind, so the GPU never waits.
 
-    `device` is the tokenizer's; the token maps stay on the CPU.
+    A batch's tokens are fetched when the next one's work has been handed to the GPU.
     """
-    batches = images.tensors[0].split(batch_size)
-    tokens = [tokenize(batch.to(device)).to("cpu", torch.int16) for batch in batches]
-    return TensorDataset(torch.cat(tokens).clone(), images.tensors[1])
-
-
-def shuffled_batches(data: TensorDataset, batch_size: int) -> DataLoader:
-    """Batches of whole tensors in a new order each pass; indexed at once, not item by item."""
-    sampler = BatchSampler(RandomSampler(data), min(batch_size, len(data)), drop_last=True)
-    return DataLoader(_Rows(data), sampler=sampler, batch_size=None)
-
-
-class _Rows(Dataset):
-    """A TensorDataset that is asked for a list of rows at a time."""
-
-    def __init__(self, data: TensorDataset) -> None:
-        self.data = data
-
-    def __getitem__(self, rows: list[int]) -> tuple[Tensor, ...]:
-        return self.data[torch.tensor(rows)]
+    pixels = images[0][0][0].numel()
+    batch_size = max(1, min(1024, _MOST_PIXELS // pixels))
+    loader = in_order(images, batch_size, encoding.workers)
+    hidden = not encoding.progress or len(loader) < _LONG
+    waiting = None
+    for batch, labels in tqdm(loader, "encoding", leave=False, disable=hidden):
+        tokens = encoding.tokenize(batch.to(encoding.device, non_blocking=True))
+        tokens = tokens.to(torch.int16)
+        if waiting is not None:
+            yield waiting[0].cpu().numpy(), waiting[1].numpy()
+        waiting = tokens, labels
+    if waiting is not None:
+        yield waiting[0].cpu().numpy(), waiting[1].numpy()

@@ -13,21 +13,21 @@ from cil.classify.schedule import schedule
 from cil.config import StreamConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.errors import UserError
 from cil.methods.seeding import seed_all
-from cil.methods.var import VARMethod, VARModule, with_rotations
+from cil.methods.var import VARMethod, VARModule
 from cil.streams import open_stream
-from cil.streams.tokens import augmented_views
 
 pytestmark = pytest.mark.integration  # every test learns
 
 
 @pytest.fixture(scope="module")
-def learned(tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu):
+def learned(tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tmp_path_factory):
     """A method after two experiences, and what it logged in each."""
     # Enough steps to tell two digits apart.
     tokenizer = replace(tiny_tokenizer_config, steps=60, vocabulary=32)
     settings = replace(tiny_var_config, width=32, views=4, first_steps=120, steps=45)
     seed_all(0)
-    method = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu)
+    cache = tmp_path_factory.mktemp("cache")
+    method = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu, cache)
     rows: list[list[tuple[int, dict[str, float]]]] = []
     tokenizers = []
     for experience in tiny_stream.experiences[:2]:
@@ -109,10 +109,10 @@ def test_smoothing_averages_the_log_likelihoods_of_noisy_copies(learned, tiny_im
 
 
 def test_scale_weights_can_be_switched_off(
-    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images, cache
 ):
     settings = replace(tiny_var_config, scale_weights=False, smoothing_samples=1)
-    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu, cache)
     method.learn(tiny_stream.experiences[0], lambda step, values: None)
     assert torch.equal(method.scale_weights_K, torch.ones(4))
     torch.testing.assert_close(method.scores(tiny_images), method.log_likelihood(tiny_images))
@@ -120,7 +120,7 @@ def test_scale_weights_can_be_switched_off(
 
 @pytest.mark.parametrize("plasticity", ["trunk", "copy"])
 def test_stochastic_depth_acts_whenever_a_trunk_learns(
-    plasticity, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, monkeypatch
+    plasticity, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, monkeypatch, cache
 ):
     modes = []
     step = VARModule.training_step
@@ -130,28 +130,28 @@ def test_stochastic_depth_acts_whenever_a_trunk_learns(
         lambda self, *rest: modes.append(self.model.training) or step(self, *rest),
     )
     settings = replace(tiny_var_config, plasticity=plasticity, drop_path=0.5, steps=2)
-    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu, cache)
     for experience in tiny_stream.experiences[:2]:
         method.learn(experience, lambda step, values: None)
     assert modes == [True] * (settings.first_steps + 2 * settings.steps)
 
 
 def test_divergence_is_an_error_that_says_what_to_do(
-    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, cache
 ):
     settings = replace(tiny_var_config, lr=1e30)
-    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu, cache)
     with pytest.raises(UserError, match="var trunk diverged"):
         method.learn(tiny_stream.experiences[0], lambda step, values: None)
 
 
 def test_too_little_memory_is_an_error_that_says_what_to_lower(
-    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, monkeypatch
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, monkeypatch, cache
 ):
     def full(*_):
         raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
 
-    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, cache)
     monkeypatch.setattr(VARModule, "training_step", full)
     with pytest.raises(UserError, match=r"var trunk does not fit .* lower var\.batch_size"):
         method.learn(tiny_stream.experiences[0], lambda step, values: None)
@@ -165,7 +165,7 @@ def test_the_adaptive_schedule_keeps_the_predictions(learned, tiny_stream, tiny_
     method.settings = replace(method.settings, schedule="adaptive")
     margins, costs = [], []
     for experience in tiny_stream.experiences[:2]:
-        method._fit_margins(augmented_views(experience.validation, views=1))
+        method._fit_margins(experience.validation)
         margins.append(method.margins_K)
         costs.append(method.size().likelihood_evaluations)
     found = method.scores(tiny_images)
@@ -199,12 +199,12 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 @pytest.mark.gpu
 @needs_gpu
 @pytest.mark.parametrize("condition_from", [0, 1])
-def test_on_a_gpu_16_bits_find_the_same_classes(condition_from):
+def test_on_a_gpu_16_bits_find_the_same_classes(condition_from, cache):
     """The shipped settings, learned and scored in mixed precision, against naive 32 bits."""
     config = replace(VARConfig(), condition_from=condition_from)
     stream, seen = open_stream(StreamConfig()), []
     mixed = TrainerConfig(accelerator="gpu", progress=False)
-    method = VARMethod("var", stream, TokenizerConfig(), config, mixed)
+    method = VARMethod("var", stream, TokenizerConfig(), config, mixed, cache)
     for experience in stream.experiences:
         method.learn(experience, lambda step, values: None)
         seen += list(experience.test)
@@ -229,10 +229,10 @@ def test_on_a_gpu_16_bits_find_the_same_classes(condition_from):
 @needs_gpu
 @pytest.mark.parametrize("compile_", ["never", "always"])
 def test_learning_and_scoring_alternate_on_a_gpu(
-    compile_, tiny_stream, tiny_tokenizer_config, tiny_var_config, tiny_images
+    compile_, tiny_stream, tiny_tokenizer_config, tiny_var_config, tiny_images, cache
 ):
     trainer = TrainerConfig(accelerator="gpu", progress=False, compile=compile_)
-    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, tiny_var_config, trainer)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, tiny_var_config, trainer, cache)
     for experience in tiny_stream.experiences[:2]:
         method.learn(experience, lambda step, values: None)
         assert method.scores(tiny_images.cuda()).isfinite().all()
@@ -240,44 +240,23 @@ def test_learning_and_scoring_alternate_on_a_gpu(
 
 @pytest.mark.parametrize("rotations", [False, True])
 def test_turned_classes_leave_with_the_first_experience(
-    rotations, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
+    rotations, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images, cache
 ):
     settings = replace(tiny_var_config, rotations=rotations)
-    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu, cache)
     method.learn(tiny_stream.experiences[0], lambda step, values: None)
     assert method.classes_seen == 2
     assert method.scores(tiny_images).shape == (40, 2)
     assert method.size().likelihood_evaluations == 2 * settings.smoothing_samples
 
 
-def test_rotations_are_classes_of_their_own(tiny_stream):
-    images = augmented_views(tiny_stream.experiences[0].test, views=4)
-    seed_all(0)
-    turned = with_rotations(images, turns=4, classes=2)
-    quarters = turned.tensors[1] // 2
-    assert torch.equal(turned.tensors[1] % 2, images.tensors[1])
-    assert sorted(quarters.unique().tolist()) == [0, 1, 2, 3]
-    for image, quarter, original in zip(
-        turned.tensors[0], quarters, images.tensors[0], strict=True
-    ):
-        expected = original
-        for _ in range(int(quarter)):
-            expected = expected.transpose(1, 2).flip(1)
-        assert torch.equal(image, expected)
-
-
-def test_one_turn_is_none():
-    images = TensorDataset(torch.rand(3, 1, 4, 4), torch.tensor([0, 1, 1]))
-    assert with_rotations(images, turns=1, classes=2) is images
-
-
 @pytest.mark.parametrize("steps", [1, 10, 11])
 def test_any_number_of_steps_can_be_learned(
-    steps, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
+    steps, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images, cache
 ):
     tokenizer = replace(tiny_tokenizer_config, steps=steps)
     settings = replace(tiny_var_config, first_steps=steps, steps=steps)
-    method = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu)
+    method = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu, cache)
     logged: list[int] = []
     method.learn(tiny_stream.experiences[0], lambda step, values: logged.append(step))
     assert max(logged) == 3 * steps - 1
@@ -287,10 +266,10 @@ def test_any_number_of_steps_can_be_learned(
 
 @pytest.mark.parametrize("plasticity", ["adapter", "copy"])
 def test_classes_that_enter_late_are_as_safe_from_later_groups(
-    plasticity, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images
+    plasticity, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images, cache
 ):
     settings = replace(tiny_var_config, plasticity=plasticity, condition_from=1)
-    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu, cache)
     method.learn(tiny_stream.experiences[0], lambda step, values: None)
     before = method.scale_log_likelihoods(tiny_images)
     early = {n: p.clone() for n, p in method.model.named_parameters()}
@@ -301,7 +280,7 @@ def test_classes_that_enter_late_are_as_safe_from_later_groups(
     if plasticity == "copy":  # what no class enters is kept once
         assert len([name for name in after if name.endswith("blocks.0.fc1.weight")]) == 1
         assert len([name for name in after if name.endswith("blocks.1.fc1.weight")]) == 3
-    resumed = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    resumed = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu, cache)
     resumed.load_state(method.state())
     assert torch.equal(resumed.scores(tiny_images), method.scores(tiny_images))
 

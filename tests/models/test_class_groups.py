@@ -66,11 +66,20 @@ class Learned:
 
 
 @pytest.fixture(scope="module", params=PLASTICITIES)
-def learned(request, tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, tiny_images):
+def learned(
+    request,
+    tiny_stream,
+    tiny_tokenizer_config,
+    tiny_var_config,
+    quiet_cpu,
+    tiny_images,
+    tmp_path_factory,
+):
     """A method of each plasticity that has learned three experiences for real."""
-    settings = replace(tiny_var_config, plasticity=request.param)
+    settings = replace(tiny_var_config, plasticity=request.param, lr=3e-2)
     seed_all(0)
-    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu)
+    cache = tmp_path_factory.mktemp("cache")
+    method = VARMethod("var", tiny_stream, tiny_tokenizer_config, settings, quiet_cpu, cache)
     after = []
     for index in range(3):
         learn(method, tiny_stream, index)
@@ -175,12 +184,13 @@ def test_only_matrices_of_layers_decay(tiny_tokenizer_config, tiny_var_config):
 
 
 def test_learning_goes_on_from_a_state_as_if_never_interrupted(
-    learned, tiny_stream, tiny_tokenizer_config, quiet_cpu, tiny_images
+    learned, tiny_stream, tiny_tokenizer_config, quiet_cpu, tiny_images, cache
 ):
     whole = learned.method
     for done in (1, 2):
         seed_all(123)  # another start: everything must come from the state
-        resumed = VARMethod("var", tiny_stream, tiny_tokenizer_config, whole.settings, quiet_cpu)
+        sizes = (tiny_tokenizer_config, whole.settings, quiet_cpu, cache)
+        resumed = VARMethod("var", tiny_stream, *sizes)
         before = learned.after[done - 1]
         resumed.load_state(torch.load(io.BytesIO(before.state), weights_only=True))
         assert resumed.classes_seen == 2 * done

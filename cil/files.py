@@ -17,8 +17,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn any OSError of the block into a UserError that names `path` and the way out."""
+def explained(path: Path, key: str = "--runs") -> Iterator[None]:
+    """Turn any OSError of the block into a UserError that names `path` and the way out.
+
+    `key` is the setting that chooses the folder it is in.
+    """
     try:
         yield
     except OSError as error:
@@ -29,7 +32,7 @@ def explained(path: Path) -> Iterator[None]:
             ) from error
         raise UserError(
             f"{path} cannot be written or read ({error.strerror or error}); "
-            "make it accessible or choose another folder with --runs."
+            f"make it accessible or choose another folder with {key}."
         ) from error
 
 
@@ -61,7 +64,7 @@ class HashingWriter:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[HashingWriter]:
+def replacing(path: Path, key: str = "--runs") -> Iterator[HashingWriter]:
     """Write `path` whole or not at all, also when the process is killed in between.
 
     The bytes go to a temporary name in the same folder, reach the disk, and are then renamed.
@@ -71,7 +74,7 @@ def replacing(path: Path) -> Iterator[HashingWriter]:
         UserError: the disk is full or the folder cannot be written.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with explained(path):
+    with explained(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
@@ -92,16 +95,17 @@ def replacing(path: Path) -> Iterator[HashingWriter]:
         _sync_folder(path.parent)
 
 
-def write_bytes(path: Path, data: bytes) -> str:
+def write_bytes(path: Path, data: bytes, key: str = "--runs") -> str:
     """Write a file whole or not at all and return its sha256; raises as `replacing` does."""
-    with replacing(path) as file:
+    with replacing(path, key) as file:
         file.write(data)
     return file.digest()
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> str:
+def write_json(path: Path, content: Mapping[str, Any], key: str = "--runs") -> str:
     """Write a JSON object whole or not at all and return its sha256."""
-    return write_bytes(path, (json.dumps(content, indent=1, default=plain_value) + "\n").encode())
+    text = json.dumps(content, indent=1, default=plain_value) + "\n"
+    return write_bytes(path, text.encode(), key)
 
 
 def read_json(path: Path) -> dict[str, Any]:

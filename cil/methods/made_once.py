@@ -1,0 +1,65 @@
+"""What is learned once and shared: a tokenizer and a trunk serve every method built upon them."""
+
+import hashlib
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+from torch import nn
+
+from cil import cache
+from cil.files import replacing
+from cil.methods.method import StepLog
+
+State = dict[str, Any]
+
+
+def made_once(
+    folder: Path, kind: str, key: Mapping[str, Any], make: Callable[[StepLog], State], log: StepLog
+) -> tuple[State, float]:
+    """What `make` returns, tensors and plain values, from the cache if it is there.
+
+    What was logged in making it is logged again. Returns it with the seconds that were saved.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = cache.place(folder / f"{kind}s", kind, key, ".pt")
+    with cache.alone(path):
+        facts = cache.find(path)
+        if facts is None:
+            return _make(path, key, make, log), 0.0
+    print(f"found the {kind} {path}, learned in {facts['seconds']:.0f} s", file=sys.stderr)
+    for step, values in facts["log"]:
+        log(step, values)
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    return state, facts["seconds"]
+
+
+def digest(module: nn.Module) -> str:
+    """A hash of a module's parameters and buffers."""
+    result = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        result.update(name.encode() + value.cpu().numpy().tobytes())
+    return result.hexdigest()
+
+
+def _make(
+    path: Path, key: Mapping[str, Any], make: Callable[[StepLog], State], log: StepLog
+) -> State:
+    rows: list[tuple[int, dict[str, float]]] = []
+
+    def noting(step: int, values: Mapping[str, float]) -> None:
+        rows.append((step, dict(values)))
+        log(step, values)
+
+    began = time.perf_counter()
+    state = make(noting)
+    seconds = time.perf_counter() - began
+    with replacing(path, cache.KEY) as file:
+        torch.save(state, cast(IO[bytes], file))
+    cache.keep(path, file.digest(), key, {"seconds": seconds, "log": rows})
+    return state
