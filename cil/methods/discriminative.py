@@ -126,7 +126,7 @@ class Discriminative:
     def state(self) -> dict[str, Any]:
         """The strategy as a whole, its memory as indices; the model alone where learning is afresh.
 
-        Plain values and bytes, so that torch.load(weights_only=True) reads it.
+        Plain values and a tensor, so that torch.load(weights_only=True) reads it.
         """
         return {
             "experiences_learned": self.experiences_learned,
