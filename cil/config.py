@@ -118,12 +118,22 @@ class VARConfig:
 class DiscriminativeConfig:
     """The discriminative baselines (finetune, replay, joint): a CNN trained by Avalanche."""
 
+    backbone: Literal["auto", "cnn", "resnet18", "resnet50"] = "auto"
+    """The network: auto is a small CNN up to 16 px and a ResNet18 above; up to 64 px a ResNet
+    begins with a 3x3 convolution of stride 1 and no pooling, as usual on CIFAR."""
     epochs: int = 8
     """Passes over each experience's training images."""
     batch_size: int = 32
     """Images a step; replay adds as many stored ones."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """What the CNN is trained by; for ResNets the literature takes sgd with lr 0.1, momentum 0.9
+    and weight_decay 5e-4."""
     lr: float = 5.0e-3
-    """Learning rate at the start of an experience (Adam, half a cosine down to zero)."""
+    """Learning rate at the start of an experience (half a cosine down to zero)."""
+    weight_decay: float = 0.0
+    """Weight decay of all parameters, as part of the gradient."""
+    momentum: float = 0.9
+    """Momentum of sgd."""
     stored_images: int = 200
     """Images that replay keeps of earlier experiences."""
 
@@ -141,7 +151,8 @@ class TrainerConfig:
     """Whether the VAR goes through torch.compile: auto compiles, on a GPU, trunks of 10 million
     parameters or more; smaller ones are done before they are compiled."""
     workers: int | None = None
-    """Processes that load images; null: one a core, none where there are few images to load."""
+    """Processes that read images; null takes all cores, or none where there is little to read.
+    Their number changes how the images are varied at random."""
     progress: bool = True
     """Whether to show progress bars."""
 

@@ -1,21 +1,31 @@
-"""The discriminative methods: Avalanche's own strategies on a small convolutional network.
+"""The discriminative methods: Avalanche's own strategies on a convolutional network.
 
 A strategy is one entry of `_RECIPES`; nothing else in this file knows one by name.
 """
 
 import difflib
 import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.methods.avalanche_steps import following, without_noise
+from cil.methods.loading import workers
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.pickling import dumps, loads
-from cil.models.cnn import CNN
+from cil.methods.training import autocast
+from cil.models.backbones import (
+    SMALLEST_FOR_RESNET,
+    Classifier,
+    backbone_name,
+    build_backbone,
+)
 from cil.streams.stream import Experience, Stream, View
 
 
@@ -43,14 +53,19 @@ class Discriminative:
         stream: what it will learn.
         epochs: passes over the training images of an experience (`joint`: of all so far).
         batch_size: images of the experience in a step; a memory adds as many of its own.
-        lr: Adam's step size.
+        lr: the optimiser's step size at the start of an experience.
         stored_images: the size of the memory, for strategies that have one.
         device: where it learns and scores.
+        backbone: auto, cnn, resnet18 or resnet50.
+        optimizer: adam or sgd.
+        weight_decay: of all parameters, added to their gradients.
+        momentum: of sgd.
+        trainer: the precision and the number of loading processes.
         show_progress: draw a progress bar while learning.
 
     Raises:
-        UserError: there is no such method, a number is not above zero, or the memory has no room
-            for an image of every class.
+        UserError: there is no such method, a number is out of its range, the memory has no room
+            for an image of every class, or the images are too small for the backbone.
     """
 
     pretrained_on = "nothing"
@@ -65,6 +80,11 @@ class Discriminative:
         lr: float,
         stored_images: int,
         device: torch.device,
+        backbone: str = "auto",
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        trainer: TrainerConfig | None = None,
         show_progress: bool = True,
     ) -> None:
         self.name = name
@@ -75,6 +95,11 @@ class Discriminative:
         self.lr = lr
         self.stored_images = stored_images
         self.device = device
+        self.backbone = backbone_name(backbone, stream.image_size)
+        self.optimizer = optimizer
+        self.weight_decay = weight_decay
+        self.momentum = momentum
+        self.trainer = trainer or TrainerConfig()
         self.show_progress = show_progress
         self.model: nn.Module | None = None
         self.strategy: Any = None
@@ -97,18 +122,16 @@ class Discriminative:
 
         Raises:
             ValueError: `experience` is not the stream's next one.
+            UserError: it diverged, or the GPU's memory is too small.
         """
         index = self.experiences_learned
         if experience.index != index:
             raise ValueError(f"{self.name} was given experience {experience.index}, not {index}")
         afresh = self.recipe.afresh
-        with without_noise():
+        with without_noise(), _tried_convolutions(self.device):
             strategy = self._new_strategy() if afresh or self.strategy is None else self.strategy
-            title = f"{self.name} experience {index + 1}/{len(self.stream.experiences)}"
-            with following(strategy, title, log, self.show_progress):
-                # No evaluation in between: the protocol evaluates, on images of its own choice.
-                past = [seen.avalanche for seen in self.seen] if afresh else []
-                strategy.train([*past, experience.avalanche], eval_streams=[])
+            past = [seen.avalanche for seen in self.seen] if afresh else []
+            self._train(strategy, [*past, experience.avalanche], log)
         self.model = strategy.model
         self.strategy = None if afresh else strategy
         self.experiences_learned = index + 1
@@ -129,7 +152,7 @@ class Discriminative:
     def state(self) -> dict[str, Any]:
         """The strategy as a whole, its memory as indices; the model alone where learning is afresh.
 
-        Plain values and bytes, so that torch.load(weights_only=True) reads it.
+        Plain values and a tensor, so that torch.load(weights_only=True) reads it.
         """
         return {
             "experiences_learned": self.experiences_learned,
@@ -152,6 +175,7 @@ class Discriminative:
         try:
             with without_noise():
                 self.model, self.strategy = loads(state["pickled"], self._references(), self.device)
+                self.model.bf16 = self._bf16()  # as asked for now
         except (pickle.UnpicklingError, AttributeError, ImportError, KeyError) as error:
             raise UserError(
                 f"The checkpoint of {self.name} does not fit the installed packages ({error}): "
@@ -177,16 +201,37 @@ class Discriminative:
         ]
         return sum(len(policy.buffer) for policy in policies)
 
+    def _train(self, strategy: Any, experiences: Sequence[Any], log: StepLog) -> None:
+        """Train on `experiences`, all of Avalanche's: on the last of them, or on all together."""
+        count = len(self.stream.experiences)
+        title = f"{self.name} experience {self.experiences_learned + 1}/{count}"
+        reading = self._reading(sum(len(experience.dataset) for experience in experiences))
+        try:
+            with following(strategy, title, log, self.show_progress):
+                # No evaluation in between: the protocol evaluates, on images of its own choice.
+                strategy.train(experiences, eval_streams=[], **reading)
+        except torch.OutOfMemoryError:
+            raise UserError(
+                f"{title} does not fit in the GPU's memory: lower discriminative.batch_size."
+            ) from None
+        if not all(parameter.isfinite().all() for parameter in strategy.model.parameters()):
+            raise UserError(
+                f"{title} diverged, its weights are no numbers any more: lower discriminative.lr."
+            )
+
+    def _reading(self, images: int) -> dict[str, Any]:
+        """What Avalanche's loaders are told: processes that stay for all epochs, if any."""
+        count = workers(self.trainer, self.epochs * images, self.stream.image_size)
+        return {"num_workers": count, "persistent_workers": True} if count else {}
+
     def _new_strategy(self) -> Any:
-        from avalanche.models import IncrementalClassifier
         from avalanche.training import supervised
         from avalanche.training.plugins import EvaluationPlugin
 
-        backbone = CNN(self.stream.channels)
-        model = nn.Sequential(backbone, IncrementalClassifier(backbone.features, 1)).to(self.device)
+        model = self._new_model()
         arguments = {
             "model": model,
-            "optimizer": torch.optim.Adam(model.parameters(), lr=self.lr),
+            "optimizer": self._new_optimizer(model),
             "criterion": nn.CrossEntropyLoss(),
             "train_mb_size": self.batch_size,
             "train_epochs": self.epochs,
@@ -196,6 +241,27 @@ class Discriminative:
         if self.recipe.memory is not None:
             arguments[self.recipe.memory] = self.stored_images
         return getattr(supervised, self.recipe.strategy)(**arguments)
+
+    def _new_model(self) -> Classifier:
+        from avalanche.models import IncrementalClassifier
+
+        stream = self.stream
+        backbone, features = build_backbone(self.backbone, stream.channels, stream.image_size)
+        model = Classifier(backbone, IncrementalClassifier(features, 1), self._bf16())
+        if self.device.type == "cuda":
+            model = model.to(memory_format=torch.channels_last)
+        return model.to(self.device)
+
+    def _new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(model.parameters(), momentum=self.momentum, **options)
+        return torch.optim.Adam(model.parameters(), **options)
+
+    def _bf16(self) -> bool:
+        """Whether `trainer.precision` means 16 bits on this device."""
+        with autocast(self.trainer):
+            return torch.is_autocast_enabled(self.device.type)
 
     def _references(self) -> dict[str, Any]:
         """What a strategy holds on to of the stream's source: it never goes into a state."""
@@ -208,12 +274,35 @@ class Discriminative:
         for key in ("epochs", "batch_size", "lr", "stored_images"):
             if getattr(self, key) <= 0:
                 raise UserError(f"discriminative.{key} is {getattr(self, key)}: give it above 0.")
+        if self.weight_decay < 0:
+            raise UserError(f"discriminative.weight_decay is {self.weight_decay}: give 0 or more.")
+        if not 0 <= self.momentum < 1:
+            raise UserError(f"discriminative.momentum is {self.momentum}: give 0 to below 1.")
+        workers(self.trainer, 0, 1)  # refuses a bad number now, and not in training
+        size = self.stream.image_size
+        if self.backbone != "cnn" and size < SMALLEST_FOR_RESNET:
+            raise UserError(
+                f"discriminative.backbone is {self.backbone}, which needs images of "
+                f"{SMALLEST_FOR_RESNET} px or more, but {self.stream.name} has {size} px: choose "
+                "cnn."
+            )
         classes = len(self.stream.class_names)
         if self.recipe.memory and self.stored_images < classes:
             raise UserError(
                 f"discriminative.stored_images is {self.stored_images}, too few for {self.name}: "
                 f"{self.stream.name} has {classes} classes, so give it {classes} or more."
             )
+
+
+@contextmanager
+def _tried_convolutions(device: torch.device) -> Iterator[None]:
+    """Let cuDNN choose each convolution by trial on a GPU: batches are of one or two sizes."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def _recipe(name: str) -> Recipe:

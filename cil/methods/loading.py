@@ -1,14 +1,32 @@
-"""How many processes load images."""
+"""How many processes read images, the same rule for everything that reads many."""
 
 import os
 
 from cil.config import TrainerConfig
+from cil.errors import UserError
 
-_FEW = 10_000  # images that are read before processes to read them have started
+# Starting processes takes longer than reading fewer: some seconds of decoding on one core.
+FEWEST_PIXELS = 10_000 * 64 * 64
 
 
-def workers(settings: TrainerConfig, images: int) -> int:
-    """Processes that load so many images: `trainer.workers`, or as many as there are cores."""
-    if settings.workers is not None:
-        return settings.workers
-    return 0 if images < _FEW else len(os.sched_getaffinity(0))
+def workers(settings: TrainerConfig, images: int, side: int) -> int:
+    """Processes for a DataLoader that reads `images` images, every pass over them counted.
+
+    What `trainer.workers` says; where it says nothing, this process's share of the cores, or none
+    (0: it reads them itself) for fewer than `FEWEST_PIXELS`. `side` is that of an image in pixels.
+
+    Raises:
+        UserError: `trainer.workers` is below zero.
+    """
+    if settings.workers is None:
+        return _cores() if images * side * side >= FEWEST_PIXELS else 0
+    if settings.workers < 0:
+        raise UserError(f"trainer.workers is {settings.workers}: give 0 or more, or null.")
+    return settings.workers
+
+
+def _cores() -> int:
+    """The cores that this process may use: on a shared machine not all there are."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone has it
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

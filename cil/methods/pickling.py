@@ -11,12 +11,17 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _DEVICE = "device"
 
 
-def dumps(value: Any, references: Mapping[str, Any]) -> bytes:
-    """Pickle `value`; the objects in `references` and every torch.device go by name alone."""
+def dumps(value: Any, references: Mapping[str, Any]) -> Tensor:
+    """Pickle `value`; the objects in `references` and every torch.device go by name alone.
+
+    -> the pickle's bytes (N,), uint8: torch.save writes a tensor as it is, but bytes as text, half
+    as large again and fifteen times as slowly.
+    """
     names = {id(thing): name for name, thing in references.items()}
 
     class Pickler(pickle.Pickler):
@@ -26,10 +31,10 @@ def dumps(value: Any, references: Mapping[str, Any]) -> bytes:
 
     buffer = io.BytesIO()
     torch.save(value, buffer, pickle_module=_as_module(Pickler=Pickler))
-    return buffer.getvalue()
+    return torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
 
 
-def loads(data: bytes, references: Mapping[str, Any], device: torch.device) -> Any:
+def loads(data: Tensor, references: Mapping[str, Any], device: torch.device) -> Any:
     """Restore what `dumps` wrote, with `references` as they are now, accelerators' tensors on
     `device`, and `device` in place of the one it was written on.
 
@@ -46,7 +51,7 @@ def loads(data: bytes, references: Mapping[str, Any], device: torch.device) -> A
     module = _as_module(Unpickler=Unpickler)
     place = _place_on(device)
     return torch.load(
-        io.BytesIO(data), map_location=place, pickle_module=module, weights_only=False
+        io.BytesIO(data.numpy().data), map_location=place, pickle_module=module, weights_only=False
     )
 
 

@@ -57,7 +57,7 @@ def build(name: str, config: Config, stream: Any) -> Any:
     if name in DISCRIMINATIVE:
         from cil.methods.discriminative import Discriminative
 
-        options = asdict(config.discriminative)
+        options = asdict(config.discriminative) | {"trainer": config.trainer}
         show = config.trainer.progress
         return Discriminative(name, stream, device=device, show_progress=show, **options)
     from cil.methods.var import VARMethod

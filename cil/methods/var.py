@@ -256,7 +256,7 @@ class VARMethod:
             seed_all(seed, 0)
             fit(
                 TokenizerModule(self.tokenizer, lr=settings.lr, steps=settings.steps),
-                shuffled_images(images, settings.batch_size, workers(self.trainer, loaded)),
+                shuffled_images(images, settings.batch_size, self._workers(loaded)),
                 steps=settings.steps,
                 title=f"{self.name} tokenizer",
                 settings=self.trainer,
@@ -312,7 +312,7 @@ class VARMethod:
         self.tokenizer.to(device)
         images = self._turned(experience.train, len(experience.labels), turns)
         views = self.settings.views
-        processes = workers(self.trainer, views * len(images))  # type: ignore[arg-type]
+        processes = self._workers(views * len(images))  # type: ignore[arg-type]
         key = {
             "images": self._images_key(experience, turns),
             "views": views,
@@ -386,13 +386,16 @@ class VARMethod:
 
     def _each(self, images: Dataset, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """`value` of all images, and their labels (N,), both on the CPU."""
-        processes = workers(self.trainer, len(images))  # type: ignore[arg-type]
+        processes = self._workers(len(images))  # type: ignore[arg-type]
         device = find_device(self.trainer)
         values, labels = [], []
         for batch, labels_B in in_order(images, BATCH_SIZE, processes):
             values.append(value(batch.to(device, non_blocking=True)).cpu())
             labels.append(labels_B)
         return torch.cat(values), torch.cat(labels)
+
+    def _workers(self, images: int) -> int:
+        return workers(self.trainer, images, self.stream.image_size)
 
     def _new_model(self) -> Incremental:
         model = build_model(self.tokenizer_settings, self.settings)

@@ -1,16 +1,25 @@
 """The discriminative methods: what they score, forget and store, and that they resume exactly."""
 
 import io
+import multiprocessing
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from cil.config import Config, DiscriminativeConfig, TrainerConfig
 from cil.errors import UserError
+from cil.methods import registry
+from cil.methods.avalanche_steps import following, without_noise
 from cil.methods.discriminative import Discriminative
 from cil.methods.seeding import seed_all
+from cil.models.backbones import Classifier
+from cil.models.cnn import CNN
 from cil.streams.digits import digits
+from cil.streams.memory_images import MemoryImages
 from cil.streams.stream import Stream, build_stream, class_order
 
 pytestmark = pytest.mark.integration  # every test trains something
@@ -22,6 +31,25 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module")
 def stream() -> Stream:
     return build_stream(digits(validation=0.15, augment=True), "b0-2", class_order(10, 1993))
+
+
+@pytest.fixture(scope="module")
+def coloured() -> Stream:
+    """Few digits at 32 px in three channels: a ResNet18 takes a third of a second a step."""
+    source = digits(validation=0.15, augment=False, image_size=32)
+    parts = ("train", "validation", "test")
+    return build_stream(
+        replace(source, channels=3, **{part: few(getattr(source, part)) for part in parts}),
+        "b0-5",
+        class_order(10, 1993),
+    )
+
+
+def few(split: MemoryImages) -> MemoryImages:
+    """Two of each class, the colours of one kind each."""
+    kept = [i for c in range(10) for i in [j for j, t in enumerate(split.targets) if t == c][:2]]
+    tint = torch.tensor([1.0, 0.8, 0.6])[:, None, None]
+    return MemoryImages(split.images[kept] * tint, [split.targets[i] for i in kept])
 
 
 def make(name: str, stream: Stream, **changes) -> Discriminative:
@@ -66,6 +94,124 @@ def test_resumed_between_experiences_it_ends_with_the_same_bits(name, stream):
     images = torch.stack([image for image, _ in stream.experiences[0].test])
     assert torch.equal(whole.scores(images), resumed.scores(images))
     assert whole.size() == resumed.size()
+
+
+def test_at_16_px_it_is_avalanches_strategy_on_the_small_cnn_with_adam(stream):
+    """The same bits as the strategy put together by hand: precision and loading add nothing."""
+    from avalanche.models import IncrementalClassifier
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.supervised import Naive
+
+    method = make("finetune", stream, epochs=2)
+    learn(method, 0, 1)
+    seed_all(0, 0)
+    model = nn.Sequential(CNN(1), IncrementalClassifier(64, 1))
+    adam = torch.optim.Adam(model.parameters(), lr=5e-3)
+    sizes = {"train_mb_size": 32, "train_epochs": 2}
+    with without_noise():
+        quiet = EvaluationPlugin(loggers=[])
+        plain = Naive(model=model, optimizer=adam, evaluator=quiet, **sizes)
+        for experience in stream.experiences[:2]:
+            if experience.index > 0:
+                seed_all(0, experience.index)
+            with following(plain, "", lambda *_: None, show_progress=False):
+                plain.train(experience.avalanche, eval_streams=[])
+    pairs = zip(method.model.parameters(), model.parameters(), strict=True)
+    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+def test_a_resnet_learns_larger_images_by_sgd(coloured):
+    options = {"optimizer": "sgd", "lr": 0.02, "weight_decay": 5e-4, "batch_size": 5}
+    method = make("finetune", coloured, epochs=3, **options)
+    assert method.backbone == "resnet18"
+    losses = [loss for _, loss in learn(method, 0)]
+    assert losses[-1] < losses[0]
+    group = method.strategy.optimizer.param_groups[0]
+    assert isinstance(method.strategy.optimizer, torch.optim.SGD)
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 5e-4)
+    assert method.size().parameters == 11_168_832 + 5 * (512 + 1)
+
+    restored = make("finetune", coloured, epochs=3, **options)
+    restored.load_state(method.state())
+    images = torch.stack([image for image, _ in coloured.experiences[0].test])
+    assert torch.equal(method.scores(images), restored.scores(images))
+
+
+def test_precision_is_the_trainers_when_learning_and_when_restored(stream):
+    bf16 = TrainerConfig(accelerator="cpu", precision="bf16-mixed")
+    mixed, plain = make("replay", stream, trainer=bf16), make("replay", stream)
+    learn(mixed, 0)
+    learn(plain, 0)
+    images = torch.rand(6, 1, 16, 16)
+    scores = mixed.scores(images)
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, plain.scores(images))
+    assert all(p.dtype == torch.float32 for p in mixed.model.parameters())
+
+    same, other = make("replay", stream, trainer=bf16), make("replay", stream)
+    same.load_state(mixed.state())
+    other.load_state(mixed.state())
+    assert torch.equal(same.scores(images), scores)
+    assert not torch.equal(other.scores(images), scores)
+    torch.testing.assert_close(other.scores(images), scores, rtol=0.05, atol=0.05)
+    learn(same, 1)
+    learn(mixed, 1)
+    assert torch.equal(same.scores(images), mixed.scores(images))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", METHODS)
+def test_on_a_gpu_it_learns_in_16_bits_and_moves_to_the_cpu(name, coloured):
+    options = {"optimizer": "sgd", "lr": 0.02, "batch_size": 5, "epochs": 4, "stored_images": 10}
+    before = torch.backends.cudnn.benchmark
+    method = make(name, coloured, device=torch.device("cuda"), **options)
+    losses = [loss for _, loss in learn(method, 0)]
+    assert losses[-1] < losses[0]
+    assert method.model.bf16
+    assert method.model.backbone.layer1[0].conv1.weight.is_contiguous(
+        memory_format=torch.channels_last
+    )
+    assert torch.backends.cudnn.benchmark == before
+
+    images = torch.stack([image for image, _ in coloured.experiences[0].test])
+    scores = method.scores(images)
+    assert (scores.dtype, scores.device.type) == (torch.float32, "cpu")
+    moved = make(name, coloured, trainer=TrainerConfig(accelerator="cpu"), **options)
+    moved.load_state(method.state())
+    torch.testing.assert_close(moved.scores(images), scores, rtol=0.1, atol=0.1)
+    learn(moved, 1)
+    assert moved.scores(images).shape == (10, 10)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_other_processes_read_the_images_and_end_with_the_experience(name, stream, monkeypatch):
+    read_here = []
+    plain = MemoryImages.__getitem__
+
+    def read(self: MemoryImages, item: int) -> object:
+        read_here.append(item)
+        return plain(self, item)
+
+    monkeypatch.setattr(MemoryImages, "__getitem__", read)
+    trainer = TrainerConfig(workers=2)
+    methods = [make(name, stream, epochs=2, trainer=trainer) for _ in range(2)]
+    for method in methods:
+        learn(method, 0, 1)
+        assert not multiprocessing.active_children()
+    assert not read_here
+    images = torch.rand(4, 1, 16, 16)
+    assert torch.equal(methods[0].scores(images), methods[1].scores(images))
+    learn(make(name, stream), 0)
+    assert read_here
+
+
+def test_the_registry_hands_every_setting_on(coloured):
+    settings = DiscriminativeConfig(backbone="resnet50", optimizer="sgd", momentum=0.8, epochs=3)
+    trainer = TrainerConfig(accelerator="cpu", workers=3)
+    method = registry.build("joint", Config(discriminative=settings, trainer=trainer), coloured)
+    assert (method.backbone, method.optimizer, method.epochs) == ("resnet50", "sgd", 3)
+    assert (method.momentum, method.trainer.workers) == (0.8, 3)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -132,7 +278,10 @@ def test_states_hold_no_images(stream):
         states[name] = method.state()["pickled"]
         images = stream.experiences[0].train.base.images
         assert len(states[name]) < 4 * 4 * method.size().parameters + 50_000
-        assert images[:8].numpy().tobytes() not in states[name]
+        assert images[:8].numpy().tobytes() not in states[name].numpy().tobytes()
+        file = io.BytesIO()
+        torch.save(method.state(), file)
+        assert len(file.getvalue()) < len(states[name]) + 5_000  # as it is, not coded as text
     assert len(states["replay"]) - len(states["finetune"]) < 30_000  # indices of 200 images
     assert len(states["joint"]) < len(states["finetune"]) / 2  # no optimiser: it starts afresh
 
@@ -182,12 +331,33 @@ def test_progress_bar_names_the_experience_and_nothing_else_is_printed(stream, c
         ("joint", {"epochs": 0}, "discriminative.epochs is 0"),
         ("joint", {"batch_size": -1}, "discriminative.batch_size is -1"),
         ("joint", {"lr": 0.0}, "discriminative.lr is 0.0"),
+        ("joint", {"weight_decay": -0.1}, "discriminative.weight_decay is -0.1"),
+        ("joint", {"optimizer": "sgd", "momentum": 1.0}, "discriminative.momentum is 1.0"),
+        ("joint", {"trainer": TrainerConfig(workers=-1)}, "trainer.workers is -1"),
         ("replay", {"stored_images": 9}, "stored_images is 9.*10 classes.*10 or more"),
     ],
 )
 def test_refused(name, changes, message, stream):
     with pytest.raises(UserError, match=message):
         make(name, stream, **changes)
+
+
+def test_images_too_small_for_a_resnet_are_refused(tiny_stream):
+    assert make("finetune", tiny_stream).backbone == "cnn"
+    with pytest.raises(UserError, match=r"resnet18, which needs images of 16 px.*digits has 8 px"):
+        make("finetune", tiny_stream, backbone="resnet18")
+
+
+def test_what_diverges_or_does_not_fit_says_which_setting_to_lower(stream, monkeypatch):
+    with pytest.raises(UserError, match=r"finetune experience 1/5 diverged.*discriminative.lr"):
+        learn(make("finetune", stream, optimizer="sgd", lr=1e30), 0)
+
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Classifier, "forward", full)
+    with pytest.raises(UserError, match=r"replay experience 1/5.*lower discriminative.batch_size"):
+        learn(make("replay", stream), 0)
 
 
 def test_order_of_use_is_enforced(stream):
@@ -204,7 +374,9 @@ def test_a_state_of_the_cpu_is_refused_elsewhere_and_an_unreadable_one_is_named(
     with pytest.raises(UserError, match=r"finetune learned on the CPU.*cuda"):
         make("finetune", stream, device=torch.device("cuda")).load_state(method.state())
     unknown = method.state()
-    unknown["pickled"] = unknown["pickled"].replace(b"strategy_wrappers", b"strategy_droppers")
+    pickled = unknown["pickled"].numpy().tobytes()
+    changed = pickled.replace(b"strategy_wrappers", b"strategy_droppers")
+    unknown["pickled"] = torch.frombuffer(bytearray(changed), dtype=torch.uint8)
     with pytest.raises(UserError, match="finetune does not fit the installed packages"):
         make("finetune", stream).load_state(unknown)
 

@@ -1,0 +1,34 @@
+"""Who reads images: this process, or others beside it."""
+
+import os
+
+import pytest
+
+from cil.config import TrainerConfig
+from cil.errors import UserError
+from cil.methods.loading import workers
+
+
+@pytest.mark.parametrize(("images", "expected"), [(0, 0), (9_999, 0), (10_000, 5), (10**6, 5)])
+def test_many_images_are_read_by_all_cores_of_this_process(images, expected, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 3, 5, 7, 9}, raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert workers(TrainerConfig(), images, side=64) == expected
+    assert workers(TrainerConfig(), 16 * images, side=16) == expected
+
+
+def test_where_a_process_cannot_be_bound_all_cores_count(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert workers(TrainerConfig(), 10_000, side=64) == 64
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 7])
+@pytest.mark.parametrize("images", [1, 10**6])
+def test_a_number_that_was_given_holds(wanted, images):
+    assert workers(TrainerConfig(workers=wanted), images, side=64) == wanted
+
+
+def test_fewer_than_none_are_refused():
+    with pytest.raises(UserError, match=r"trainer\.workers is -2: give 0 or more, or null"):
+        workers(TrainerConfig(workers=-2), 1, side=64)
