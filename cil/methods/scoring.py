@@ -51,7 +51,7 @@ def score(
 ) -> list[tuple[Tensor, Tensor]]:
     """Score every image of each dataset -> (scores (N, classes seen), labels (N,)) a dataset."""
     sizes = [len(dataset) for dataset in datasets]  # type: ignore[arg-type]
-    together = ConcatDataset(datasets)
+    together: ConcatDataset = ConcatDataset(datasets)
     processes = workers(settings, len(together), together[0][0].shape[-1])
     batches_within = BatchesWithin(sizes)
     loader = DataLoader(together, batch_sampler=batches_within, num_workers=processes)
