@@ -54,6 +54,7 @@ class Discriminative:
     """
 
     pretrained_on = "nothing"
+    distributed = False  # Avalanche's strategies are not
 
     def __init__(
         self,

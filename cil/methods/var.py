@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from cil import parallel
 from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
@@ -60,12 +61,12 @@ class VARModule(LoggedModule):
         with torch.no_grad():
             inputs_BLZ = self._frozen[0].var_input(tokens_BL)
         if self.model.trains_null:
-            dropped = (
-                torch.rand(len(labels_B), device=self.device) < self.settings.condition_dropout
-            )
+            # Drawn for the batch of all devices, as on one.
+            draws = torch.rand(len(labels_B) * parallel.world(), device=self.device)
+            dropped = draws[parallel.rank() :: parallel.world()] < self.settings.condition_dropout
             labels_B = labels_B.masked_fill(dropped, NULL_CLASS)
         group = len(self.model.groups) - 1
-        with autocast(self.trainer_settings):
+        with autocast(self.trainer_settings), parallel.own_draws(self.device):
             loss = -self.model.log_likelihoods(inputs_BLZ, labels_B, tokens_BL, group).mean()
         self.record({"var/nats_a_token": loss}, show="var/nats_a_token")
         return loss
@@ -81,6 +82,7 @@ class VARMethod:
     """Generative classifier over class groups (see `Incremental` for the four plasticities)."""
 
     pretrained_on = "nothing"
+    distributed = True
 
     def __init__(
         self,
@@ -268,7 +270,8 @@ class VARMethod:
         images, labels = held_out.tensors
         batches = images.to(find_device(self.trainer)).split(BATCH_SIZE)
         values_BCK = torch.cat([self.scale_log_likelihoods(batch) for batch in batches])
-        self.scale_weights_K = fit_scale_weights(values_BCK.cpu(), labels)
+        # Devices of one kind may still round differently, and all must classify alike.
+        self.scale_weights_K = parallel.broadcast(fit_scale_weights(values_BCK.cpu(), labels))
 
     def fitted_margins(self, held_out: TensorDataset, samples: int) -> list[float]:
         """Margins of an adaptive schedule of so many copies, from (images, labels)."""
@@ -284,7 +287,8 @@ class VARMethod:
         fitted = self.fitted_margins(held_out, self.settings.smoothing_samples)
         # Infinite: not one of these images was classified rightly, which says nothing.
         known = [m for m in (self.margins_K, fitted) if m and math.isfinite(m[0])]
-        self.margins_K = [max(both) for both in zip(*known, strict=True)] if known else fitted
+        margins = [max(both) for both in zip(*known, strict=True)] if known else fitted
+        self.margins_K = parallel.broadcast(margins)
         reads: list[Tensor] = []
         for batch in held_out.tensors[0].to(find_device(self.trainer)).split(BATCH_SIZE):
             self.scores(batch, reads=reads)

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, TensorDataset
 
+from cil.parallel import share
+
 MOST_CODES = torch.iinfo(torch.int16).max + 1  # tokens are kept as 16-bit numbers
 
 
@@ -40,9 +42,12 @@ def token_maps(
 
 
 def shuffled_batches(data: TensorDataset, batch_size: int) -> DataLoader:
-    """Batches of whole tensors in a new order each pass; indexed at once, not item by item."""
+    """Batches of whole tensors in a new order each pass; indexed at once, not item by item.
+
+    With several devices, this one's share of each batch.
+    """
     sampler = BatchSampler(RandomSampler(data), min(batch_size, len(data)), drop_last=True)
-    return DataLoader(_Rows(data), sampler=sampler, batch_size=None)
+    return DataLoader(_Rows(data), sampler=share(sampler), batch_size=None)
 
 
 class _Rows(Dataset):
