@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 from cil import parallel
@@ -23,6 +23,7 @@ from cil.config import TrainerConfig
 from cil.errors import UserError, is_interrupt
 from cil.parallel import Place
 
+CONTEXT = multiprocessing.get_context("spawn")
 GRACE = 5.0  # seconds in which a process may end by itself after another one failed
 LONGEST = 20_000  # characters of a report: a pipe takes so many without a reader
 
@@ -47,17 +48,16 @@ def launch(settings: TrainerConfig, work: Callable[..., None], *arguments: Any) 
         KeyboardInterrupt: one of them was interrupted.
         SystemExit: one of them crashed; its traceback is on stderr.
     """
-    context = multiprocessing.get_context("spawn")
-    ports = context.SimpleQueue()
-    children: list[SpawnProcess] = []
+    ports = CONTEXT.SimpleQueue()
+    children: list[BaseProcess] = []
     pipes: list[Connection] = []
     try:
         for rank in range(settings.devices):
-            receiver, sender = context.Pipe(duplex=False)
+            receiver, sender = CONTEXT.Pipe(duplex=False)
             place = Place(rank, rank, settings.devices)
             given = (place, settings, ports, sender, sys.orig_argv, work, arguments)
-            child = context.Process(target=_take_part, args=given)
-            child.start()
+            child = CONTEXT.Process(target=_take_part, args=given)
+            _start(child)
             sender.close()
             children.append(child)
             pipes.append(receiver)
@@ -69,7 +69,16 @@ def launch(settings: TrainerConfig, work: Callable[..., None], *arguments: Any) 
     _explain(reports, children, killed)
 
 
-def _wait(children: Sequence[SpawnProcess]) -> None:
+def _start(child: BaseProcess) -> None:
+    """An interrupt is nothing to a process until it can take one: Python would show a traceback."""
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        child.start()
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
+def _wait(children: Sequence[BaseProcess]) -> None:
     """Until all have ended well, or the first one has not."""
     running = list(children)
     while running and not any(child.exitcode for child in children):
@@ -77,7 +86,7 @@ def _wait(children: Sequence[SpawnProcess]) -> None:
         running = [child for child in running if child.is_alive()]
 
 
-def _end(children: Sequence[SpawnProcess]) -> None:
+def _end(children: Sequence[BaseProcess]) -> None:
     """Interrupt those that still run, so that they close what they hold; then kill them."""
     try:
         for child in children:
@@ -100,7 +109,7 @@ def _received(pipe: Connection) -> Report | None:
 
 
 def _explain(
-    reports: Sequence[Report], children: Sequence[SpawnProcess], killed: Sequence[int]
+    reports: Sequence[Report], children: Sequence[BaseProcess], killed: Sequence[int]
 ) -> None:
     """Raise what the end of one process was; those of the others follow from it."""
     by_kind = {report.kind: report for report in sorted(reports, key=lambda r: -r.when)}
@@ -137,9 +146,13 @@ def _take_part(
     if place.rank > 0:
         warnings.simplefilter("ignore")  # the first process says the same
     try:
-        parallel.join(place, settings, ports)
-        work(*arguments)
-        parallel.leave()
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            parallel.join(place, settings, ports)
+            work(*arguments)
+            parallel.leave()
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException as error:
         report.send(_report(error))
         sys.stdout.flush()

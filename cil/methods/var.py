@@ -1,6 +1,7 @@
 """The generative method: a VAR learns one class group at a time and classifies by likelihood."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -66,7 +67,9 @@ class VARModule(LoggedModule):
             dropped = draws[parallel.rank() :: parallel.world()] < self.settings.condition_dropout
             labels_B = labels_B.masked_fill(dropped, NULL_CLASS)
         group = len(self.model.groups) - 1
-        with autocast(self.trainer_settings), parallel.own_draws(self.device):
+        drops = self.settings.drop_path > 0
+        draws_of = parallel.own_draws(self.device) if drops else nullcontext()
+        with autocast(self.trainer_settings), draws_of:
             loss = -self.model.log_likelihoods(inputs_BLZ, labels_B, tokens_BL, group).mean()
         self.record({"var/nats_a_token": loss}, show="var/nats_a_token")
         return loss
