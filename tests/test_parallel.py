@@ -46,13 +46,14 @@ LEARNERS = ("var-embedding", "var-adapter", "var-trunk", "var-copy", "replay")
 RESTARTING, DROPPING = "var-embedding", "var-copy"
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture(scope="module")
 def quick_starts() -> Iterator[None]:
     """Processes forked from a server that has imported torch already."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cil.launch.CONTEXT", context)
+        launch(TWO, parallel.barrier)  # imports, and warns of packages that Avalanche misses
         yield
 
 
@@ -104,7 +105,7 @@ def learn_all(folder: Path, trainer: TrainerConfig) -> None:
 
 
 @pytest.fixture(scope="module")
-def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def learned(quick_starts: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The folders of what one process has learned, and of what two have."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     learn_all(one, ONE)
@@ -238,6 +239,7 @@ SIGNALS = {"interrupted": signal.SIGINT, "killed": signal.SIGKILL}
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("quick_starts")
 @pytest.mark.parametrize(
     ("how", "code", "said"),
     [
@@ -253,6 +255,7 @@ def test_one_end_for_all(how: str, code: int, said: str, capfd: pytest.CaptureFi
 
 
 @pytest.mark.integration
+@pytest.mark.usefixtures("quick_starts")
 def test_a_crash_shows_its_own_traceback_alone(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         launch(TWO, fail, "crashed")
