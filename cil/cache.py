@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cil import parallel
 from cil.files import explained, plain_value, write_json
 
 KEY = "--cache"  # the setting that chooses the folder
@@ -35,7 +36,15 @@ def hashed(key: Mapping[str, Any]) -> str:
 
 
 def find(path: Path) -> dict[str, Any] | None:
-    """The facts kept beside a cached file; None where there is none, or a damaged one (said)."""
+    """The facts kept beside a cached file; None where there is none, or a damaged one (said).
+
+    Of several devices the first one looks, for all of them.
+    """
+    facts: dict[str, Any] | None = parallel.broadcast(_find(path) if parallel.is_first() else None)
+    return facts
+
+
+def _find(path: Path) -> dict[str, Any] | None:
     note = _note(path)
     if not note.exists():
         return None
@@ -58,7 +67,10 @@ def keep(path: Path, sha256: str, key: Mapping[str, Any], facts: Mapping[str, An
 
 @contextmanager
 def alone(path: Path) -> Iterator[None]:
-    """One process at a time looks for a cached file and makes it; others wait, then find it."""
+    """One run at a time looks for a cached file and makes it; others wait, then find it."""
+    if not parallel.is_first():  # which holds it for all devices of this run
+        yield
+        return
     lock = path.with_name(f".{path.name}.lock")
     with explained(lock, KEY):
         lock.parent.mkdir(parents=True, exist_ok=True)

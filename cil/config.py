@@ -144,6 +144,13 @@ class TrainerConfig:
 
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device kind; auto takes a GPU where there is one."""
+    devices: int = 1
+    """GPUs on each node, or on CPUs processes; every batch_size is shared among all of them."""
+    num_nodes: int = 1
+    """Machines; with several, torchrun starts the command on each of them."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How several devices train: ddp gives each of them the whole model and a share of every
+    batch; auto takes it."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
     """Of training and scoring a VAR: auto is bf16-mixed on a GPU and 32-true on a CPU. Images
     become tokens in 32 bits always, so that they are the same tokens in training and scoring."""

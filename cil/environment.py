@@ -50,12 +50,18 @@ def commit() -> str:
 
 
 def device(settings: TrainerConfig) -> str:
-    """The accelerator's name, or the processor's and how many threads torch uses of it."""
+    """The accelerator's name, or the processor's and how many threads torch uses of it.
+
+    And how many there are of it, if several.
+    """
     import torch
 
     if settings.accelerator != "cpu" and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    return f"{_processor()}, {torch.get_num_threads()} threads"
+        name = str(torch.cuda.get_device_name())
+    else:
+        name = f"{_processor()}, {torch.get_num_threads()} threads"
+    nodes = f"{settings.num_nodes} nodes, on each " if settings.num_nodes > 1 else ""
+    return nodes + (f"{settings.devices} x {name}" if settings.devices > 1 else name)
 
 
 def _processor() -> str:

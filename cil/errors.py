@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user."""
+"""The one exception that speaks to the user, and how an interrupt is told from a crash."""
 
 
 class UserError(Exception):
@@ -6,3 +6,11 @@ class UserError(Exception):
 
     `python -m cil.run` prints the sentence without a traceback and exits with code 2.
     """
+
+
+def is_interrupt(error: BaseException) -> bool:
+    """Whether it stems from Ctrl-C, also where Lightning has made an exit of it."""
+    of_lightning = isinstance(error, SystemExit) and isinstance(
+        error.__context__, KeyboardInterrupt
+    )
+    return of_lightning or isinstance(error, KeyboardInterrupt)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 from torch import Tensor
 
-from cil import metrics, plots
+from cil import metrics, parallel, plots
 from cil.config import TrainerConfig
 from cil.methods.method import Method
 from cil.methods.scoring import score
@@ -21,48 +21,69 @@ PACE = "cl/milliseconds_an_image"  # of the evaluation, all classes seen so far
 def run(
     build: Callable[[], Method],
     stream: Stream,
-    record: RunRecord,
+    record: RunRecord | None,
     tracker: Tracker,
     settings: TrainerConfig,
     seed: int,
 ) -> None:
     """Take a method through the stream, from wherever `record` left off, to its summary.
 
-    Every experience is seeded for itself, so that a run resumed between two of them draws the same
-    random numbers as one that was never interrupted.
+    Of several devices the first holds the record, the others follow it with None. Every experience
+    is seeded for itself, so that a run resumed between two of them draws the same random numbers as
+    one that was never interrupted.
     """
     seed_all(seed)
     method = build()
-    if record.learned:
-        method.load_state(record.load_state())
-    for experience in stream.experiences[record.evaluated :]:
-        if record.learned == experience.index:
+    learned, evaluated = parallel.broadcast(record and (record.learned, record.evaluated))
+    if learned:
+        method.load_state(parallel.broadcast(record and record.load_state()))
+    for experience in stream.experiences[evaluated:]:
+        if experience.index >= learned:
             seed_all(seed, experience.index)
             _learn(method, experience, record, tracker)
         _evaluate(method, stream, experience.index, record, tracker, settings)
-    _finish(method, stream, record, tracker)
+    if record is not None:
+        _finish(method, stream, record, tracker)
 
 
-def _learn(method: Method, experience: Experience, record: RunRecord, tracker: Tracker) -> None:
+def _learn(
+    method: Method, experience: Experience, record: RunRecord | None, tracker: Tracker
+) -> None:
     last_step = 0
 
     def log(step: int, values: Mapping[str, float]) -> None:
         nonlocal last_step
+        if record is None:
+            return
         last_step = max(last_step, step)
         record.log(experience.index, record.steps + step, values)
         tracker.log_step(record.steps + step, values)
 
     began = time.perf_counter()
-    saved = method.learn(experience, log)
+    saved = 0.0
+    if method.distributed or parallel.is_first():
+        saved = method.learn(experience, log)
     seconds = time.perf_counter() - began + saved
-    record.save_learned(experience.index, method.state(), last_step + 1, seconds)
+    if record is not None:
+        record.save_learned(experience.index, method.state(), last_step + 1, seconds)
+    if not method.distributed:
+        _hand_on(method)
+
+
+def _hand_on(method: Method) -> None:
+    """The state of the first device's method to the others, where it did not learn."""
+    if parallel.world() == 1:
+        return
+    state = parallel.broadcast(method.state() if parallel.is_first() else None)
+    if not parallel.is_first():
+        method.load_state(state)
 
 
 def _evaluate(
     method: Method,
     stream: Stream,
     index: int,
-    record: RunRecord,
+    record: RunRecord | None,
     tracker: Tracker,
     settings: TrainerConfig,
 ) -> None:
@@ -70,6 +91,8 @@ def _evaluate(
     began = time.perf_counter()
     results = score_groups(method, stream.experiences[: index + 1], settings)
     seconds = time.perf_counter() - began
+    if record is None:
+        return
     row = [(scores.argmax(1) == labels).double().mean().item() for scores, labels in results]
     sizes = [len(labels) for _, labels in results]
     values = {

@@ -4,17 +4,20 @@ Its methods learn its stream one class group at a time; one table, the records a
 out. The same line resumes what was interrupted and shows what is finished.
 """
 
+import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cil import parallel
 from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
-from cil.errors import UserError
-from cil.methods.registry import build, check_names, check_seeds, settings
+from cil.errors import UserError, is_interrupt
+from cil.launch import launch
+from cil.methods.registry import build, check_batches, check_names, check_seeds, settings
 from cil.records import RunView, finished_run
 
 if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait for them
@@ -31,6 +34,7 @@ account). Interrupted at any moment, the same line goes on where it stopped.
   python -m cil.run split_digits --methods=[var,joint]    some methods only
   python -m cil.run split_digits --var.depth=6            any setting, as --KEY=VALUE
   python -m cil.run split_digits --seeds=[0,1,2]          several seeds: mean and deviation
+  python -m cil.run split_digits --trainer.devices=4      four GPUs share the work
   python -m cil.run split_digits --print_config           the resulting configuration
   python -m cil.run split_digits --fresh                  start over
 """
@@ -47,16 +51,17 @@ def exit_code(command: Callable[[], None]) -> int:
     try:
         command()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        if not parallel.is_echo():
+            print(f"error: {error}", file=sys.stderr)
+        return parallel.abandon(2)
     except BrokenPipeError:  # the reader, head or less, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (KeyboardInterrupt, SystemExit) as end:
-        # Lightning turns an interrupt into an exit of its own.
-        if isinstance(end, SystemExit) and not isinstance(end.__context__, KeyboardInterrupt):
+        if not is_interrupt(end):
             raise
-        print("\ninterrupted: the same line goes on from the last experience", file=sys.stderr)
-        return 130
+        if parallel.is_first():
+            print("\ninterrupted: the same line goes on from the last experience", file=sys.stderr)
+        return parallel.abandon(130)
     return 0
 
 
@@ -72,6 +77,9 @@ def _command(arguments: Sequence[str]) -> None:
 def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
     """Every method with every seed, then the table and the figures.
 
+    On several devices it starts a process for each, or is one of those that torchrun started; of
+    these the first alone ends with the table, the others return nothing.
+
     Raises:
         UserError: bad settings, a damaged record, a disk that is full or cannot be written.
     """
@@ -80,27 +88,49 @@ def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
     names, seeds = _listed(config.methods), _listed(config.seeds)
     check_names(names)
     check_seeds(seeds)
+    check_batches(names, config, parallel.processes(config.trainer))
+    place = parallel.place_given(config.trainer)
+    if place is not None:
+        parallel.join(place, config.trainer)
+        atexit.register(parallel.leave)
     folder = Path(config.runs) / experiment
     runs = {(name, seed): folder / name / f"seed{seed}" for seed in seeds for name in names}
     wanted = {run: settings(run[0], config, run[1]) for run in runs}
     left = [run for run in runs if fresh or not finished_run(runs[run], wanted[run])]
-    if left:
-        stream = _open_stream(config)
-        for name in dict.fromkeys(name for name, _ in left):
-            build(name, config, stream)  # what does not fit is said before anything is trained
-        for run in left:
-            _run_method(*run, config, stream, runs[run], fresh)
+    left = parallel.broadcast(left)
+    places = {run: runs[run] for run in left}
+    if left and place is None and config.trainer.devices > 1:
+        launch(config.trainer, _run_methods, config, places, fresh)
+    elif left:
+        _run_methods(config, places, fresh)
+    if not parallel.is_first():
+        return []
     views = [finished_run(runs[run], wanted[run]) for run in runs]
     finished = [view for view in views if view is not None]
     report(experiment, finished, folder)
     return finished
 
 
+def _run_methods(config: Config, places: Mapping[tuple[str, int], Path], fresh: bool) -> None:
+    """Each (method, seed) with its record in its place."""
+    stream = _open_stream(config)
+    for name in dict.fromkeys(name for name, _ in places):
+        build(name, config, stream)  # what does not fit is said before anything is trained
+    for (name, seed), place in places.items():
+        _run_method(name, seed, config, stream, place, fresh)
+
+
 def _open_stream(config: Config) -> "Stream":
     from cil.streams import open_stream
 
-    print(f"opening the stream {config.stream.source} ...", file=sys.stderr)
-    return open_stream(config.stream, Path(config.cache))
+    if parallel.is_first():
+        print(f"opening the stream {config.stream.source} ...", file=sys.stderr)
+    stream = parallel.in_turns(partial(open_stream, config.stream, Path(config.cache)))
+    if parallel.broadcast(stream.fingerprint) != stream.fingerprint:
+        raise UserError(
+            f"The images of {stream.name} are not the same on all nodes: copy those of the first."
+        )
+    return stream
 
 
 def _run_method(
@@ -117,6 +147,10 @@ def _run_method(
     from cil.records import RunRecord
     from cil.tracking import Tracker
 
+    build_method = partial(build, name, config, stream)
+    if not parallel.is_first():
+        protocol.run(build_method, stream, None, Tracker(None), config.trainer, seed)
+        return
     wanted = settings(name, config, seed)
     facts = stream_facts(stream)
     with RunRecord.open(place, wanted, facts, environment(config.trainer), fresh) as record:
@@ -130,7 +164,6 @@ def _run_method(
             config={**wanted, "stream_fingerprint": stream.fingerprint},
             folder=place,
         ) as tracker:
-            build_method = partial(build, name, config, stream)
             protocol.run(build_method, stream, record, tracker, config.trainer, seed)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cil import parallel
 from cil.methods.method import StepLog
 
 _LOG_EVERY = 5  # optimiser steps; reading the loss off an accelerator waits for it
@@ -80,9 +81,11 @@ def _steps(strategy: Any) -> int:
 def without_noise() -> Iterator[None]:
     """Drop the warnings that say nothing to a user: Avalanche deprecating itself, and no loggers.
 
+    And let it see no other device: its strategies learn on one.
+
     A filter of its own forces their display, so all are caught here and the others passed on.
     """
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings(record=True) as caught, parallel.unseen():
         warnings.simplefilter("always")
         yield
     for warning in caught:

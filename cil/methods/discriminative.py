@@ -69,6 +69,7 @@ class Discriminative:
     """
 
     pretrained_on = "nothing"
+    distributed = False  # Avalanche's strategies are not
 
     def __init__(
         self,

@@ -19,14 +19,16 @@ def workers(settings: TrainerConfig, images: int, side: int) -> int:
         UserError: `trainer.workers` is below zero.
     """
     if settings.workers is None:
-        return _cores() if images * side * side >= FEWEST_PIXELS else 0
+        return _share(settings) if images * side * side >= FEWEST_PIXELS else 0
     if settings.workers < 0:
         raise UserError(f"trainer.workers is {settings.workers}: give 0 or more, or null.")
     return settings.workers
 
 
-def _cores() -> int:
-    """The cores that this process may use: on a shared machine not all there are."""
+def _share(settings: TrainerConfig) -> int:
+    """The cores that this process may use: not all there are on a shared machine, nor alone."""
     if hasattr(os, "sched_getaffinity"):  # Linux alone has it
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    return max(1, cores // settings.devices)

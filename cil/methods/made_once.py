@@ -10,7 +10,7 @@ from typing import IO, Any, cast
 import torch
 from torch import nn
 
-from cil import cache
+from cil import cache, parallel
 from cil.files import replacing
 from cil.methods.method import StepLog
 
@@ -32,10 +32,13 @@ def made_once(
         facts = cache.find(path)
         if facts is None:
             return _make(path, key, make, log), 0.0
-    print(f"found the {kind} {path}, learned in {facts['seconds']:.0f} s", file=sys.stderr)
+    if parallel.is_first():
+        print(f"found the {kind} {path}, learned in {facts['seconds']:.0f} s", file=sys.stderr)
     for step, values in facts["log"]:
         log(step, values)
-    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    state: State = parallel.broadcast(
+        torch.load(path, map_location="cpu", weights_only=True) if parallel.is_first() else None
+    )
     return state, facts["seconds"]
 
 
@@ -59,7 +62,8 @@ def _make(
     began = time.perf_counter()
     state = make(noting)
     seconds = time.perf_counter() - began
-    with replacing(path, cache.KEY) as file:
-        torch.save(state, cast(IO[bytes], file))
-    cache.keep(path, file.digest(), key, {"seconds": seconds, "log": rows})
+    if parallel.is_first():
+        with replacing(path, cache.KEY) as file:
+            torch.save(state, cast(IO[bytes], file))
+        cache.keep(path, file.digest(), key, {"seconds": seconds, "log": rows})
     return state

@@ -29,6 +29,7 @@ class Method(Protocol):
 
     name: str
     pretrained_on: str
+    distributed: bool  # learns on all devices; else on the first, which hands its state on
 
     @property
     def classes_seen(self) -> int: ...

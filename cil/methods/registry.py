@@ -37,6 +37,19 @@ def check_seeds(seeds: list[int]) -> None:
         raise UserError(f"seeds is {seeds}: give at least one from 0 to {2**32 - 1}, each once.")
 
 
+def check_batches(names: list[str], config: Config, devices: int) -> None:
+    """Raises UserError when a batch cannot be shared evenly by devices that learn together."""
+    if set(names) <= set(DISCRIMINATIVE):
+        return
+    for section in ("tokenizer", "var"):
+        size = getattr(config, section).batch_size
+        if size % devices:
+            raise UserError(
+                f"{section}.batch_size is {size}, which {devices} devices cannot share evenly: "
+                f"give a multiple of {devices}."
+            )
+
+
 def settings(name: str, config: Config, seed: int) -> dict[str, Any]:
     """The settings that a run of this method depends on: what must not change on resuming."""
     sections = {"seed": seed, "method": name, "stream": asdict(config.stream)}

@@ -8,7 +8,9 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
+from cil import parallel
 from cil.config import TrainerConfig
+from cil.errors import UserError
 from cil.methods.loading import workers
 from cil.methods.method import Method
 from cil.methods.training import new_trainer
@@ -18,6 +20,8 @@ BATCH_SIZE = 64  # images
 
 class Scorer(LightningModule):
     """Batches (images, labels) -> (scores (B, classes seen), labels (B,)), both on the CPU."""
+
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
 
     def __init__(self, method: Method) -> None:
         super().__init__()
@@ -29,7 +33,10 @@ class Scorer(LightningModule):
 
 
 class BatchesWithin(Sampler[list[int]]):
-    """Indices of a concatenation of data sets, in batches none of which spans two of them."""
+    """Indices of a concatenation of data sets, in batches none of which spans two of them.
+
+    Of several devices each gets whole batches: those that one device would score, to the last bit.
+    """
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self.batches: list[list[int]] = []
@@ -38,6 +45,7 @@ class BatchesWithin(Sampler[list[int]]):
             rows = list(range(first, first + size))
             self.batches += [rows[i : i + BATCH_SIZE] for i in range(0, size, BATCH_SIZE)]
             first += size
+        self.batches = parallel.deal(self.batches)
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
@@ -49,13 +57,26 @@ class BatchesWithin(Sampler[list[int]]):
 def score(
     method: Method, datasets: Sequence[Dataset], settings: TrainerConfig, title: str
 ) -> list[tuple[Tensor, Tensor]]:
-    """Score every image of each dataset -> (scores (N, classes seen), labels (N,)) a dataset."""
+    """Score every image of each dataset -> (scores (N, classes seen), labels (N,)) a dataset.
+
+    Several devices share the batches, and all of them return the scores of all.
+
+    Raises:
+        UserError: the GPU's memory is too small.
+    """
     sizes = [len(dataset) for dataset in datasets]  # type: ignore[arg-type]
     together: ConcatDataset = ConcatDataset(datasets)
     processes = workers(settings, len(together), together[0][0].shape[-1])
     batches_within = BatchesWithin(sizes)
     loader = DataLoader(together, batch_sampler=batches_within, num_workers=processes)
     trainer = new_trainer(settings, title=title, logger=False)
-    batches: Any = trainer.predict(Scorer(method), loader)
+    try:
+        own: Any = trainer.predict(Scorer(method), loader) or []
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"{title} does not fit in the GPU's memory: free what other programs use of it, or "
+            "score fewer copies of an image with --var.smoothing_samples."
+        ) from None
+    batches = parallel.collect(own)
     scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return list(zip(scores.split(sizes), labels.split(sizes), strict=True))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cil import parallel
 from cil.methods.training import LoggedModule, one_cycle
 from cil.models.tokenizer import MultiScaleTokenizer
 
@@ -15,7 +16,8 @@ class TokenizerModule(LoggedModule):
 
     The codebook is an exponential moving average of the vectors matched to each code (van den Oord
     et al. 2017, appendix A.1); a code that hardly any vector matches restarts at a random vector of
-    the batch, which keeps nearly the whole codebook in use.
+    the batch, which keeps nearly the whole codebook in use. Several devices follow the vectors of
+    all of them, so that their codebooks stay one.
     """
 
     beta = 0.25  # weight of the commitment
@@ -26,6 +28,8 @@ class TokenizerModule(LoggedModule):
         super().__init__()
         self.tokenizer = tokenizer
         self.lr, self.steps = lr, steps
+        for index, phi in enumerate(tokenizer.phis):  # fewer scales than phis leave some out
+            phi.requires_grad_(index in tokenizer.phi_of_scale)
         self.counts_V: Tensor
         self.sums_VZ: Tensor
         self.register_buffer("counts_V", torch.ones(len(tokenizer.codebook)))
@@ -51,13 +55,24 @@ class TokenizerModule(LoggedModule):
         counts = torch.zeros_like(self.counts_V)
         counts.index_add_(0, matches_N, torch.ones_like(vectors_NZ[:, 0]))
         sums = torch.zeros_like(self.sums_VZ).index_add_(0, matches_N, vectors_NZ)
+        parallel.add_up(counts, sums)
         self.counts_V.lerp_(counts, 1 - self.decay)
         self.sums_VZ.lerp_(sums, 1 - self.decay)
         dead = self.counts_V < self.dead_below
-        picks = torch.randint(len(vectors_NZ), (int(dead.sum()),), device=vectors_NZ.device)
-        self.sums_VZ[dead] = vectors_NZ[picks]
+        self.sums_VZ[dead] = _drawn(vectors_NZ, int(dead.sum()))
         self.counts_V[dead] = 1.0
         self.tokenizer.codebook.copy_(self.sums_VZ / self.counts_V[:, None])
 
     def configure_optimizers(self) -> Any:
         return one_cycle(self.tokenizer, lr=self.lr, steps=self.steps, weight_decay=0.0)
+
+
+def _drawn(vectors_NZ: Tensor, count: int) -> Tensor:
+    """Random vectors (count, Z) of all devices, the same on each of them."""
+    n = len(vectors_NZ)
+    picks = torch.randint(n * parallel.world(), (count,), device=vectors_NZ.device)
+    own = (picks // n == parallel.rank())[:, None]
+    drawn = torch.where(own, vectors_NZ[picks % n], 0.0)
+    if count:
+        parallel.add_up(drawn)
+    return drawn

@@ -10,10 +10,13 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.plugins.environments import ClusterEnvironment
+from pytorch_lightning.strategies import DDPStrategy, Strategy
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
+from cil import parallel
 from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.methods.method import StepLog
@@ -28,11 +31,11 @@ class LoggedModule(LightningModule):
     steps: int  # in all
 
     def record(self, values: dict[str, Tensor], show: str) -> None:
-        """Log `values`; the one named `show` also stands beside the progress bar."""
+        """Log `values`, means over all devices; `show` also stands beside the progress bar."""
         done = self.global_step + 1
         if done % LOG_EVERY == 0 or done == self.steps:
             for name, value in values.items():
-                self.log(name, value, prog_bar=name == show)
+                self.log(name, value, prog_bar=name == show, sync_dist=parallel.world() > 1)
 
 
 class StepLogger(Logger):
@@ -160,17 +163,60 @@ def new_trainer(settings: TrainerConfig, *, title: str, **options: Any) -> Train
     for name in ("pytorch_lightning", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
+    # Of 1x1 convolutions with several devices: their gradients lie in memory in more ways than one.
+    warnings.filterwarnings("ignore", message="Grad strides do not match")
+    show = settings.progress and parallel.is_first()
     return Trainer(
         accelerator="gpu" if find_device(settings).type == "cuda" else "cpu",
-        devices=1,
+        **_devices(settings),
+        use_distributed_sampler=False,  # batches are shared already (cil.parallel)
         max_epochs=-1,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=settings.progress,
-        callbacks=[ProgressBar(title)] if settings.progress else [],
+        enable_progress_bar=show,
+        callbacks=[ProgressBar(title)] if show else [],
         log_every_n_steps=LOG_EVERY,
         **options,
     )
+
+
+class _Joined(ClusterEnvironment):
+    """Tells Lightning of the processes that `cil.parallel` has brought together already."""
+
+    creates_processes_externally = True
+    main_address = ""  # they have met
+    main_port = 0
+
+    @staticmethod
+    def detect() -> bool:
+        return parallel.world() > 1
+
+    def world_size(self) -> int:
+        return parallel.world()
+
+    def global_rank(self) -> int:
+        return parallel.rank()
+
+    def local_rank(self) -> int:
+        return parallel.local_rank()
+
+    def node_rank(self) -> int:
+        return 0  # nothing asks for it but messages
+
+    def set_world_size(self, size: int) -> None:
+        """It is what it is."""
+
+    def set_global_rank(self, rank: int) -> None:
+        """It is what it is."""
+
+
+def _devices(settings: TrainerConfig) -> dict[str, Any]:
+    """A Trainer's arguments for the devices it runs on."""
+    if parallel.world() == 1:
+        return {"devices": 1}
+    # Every device keeps the same buffers by itself, and every trained parameter gets a gradient.
+    strategy: Strategy = DDPStrategy(cluster_environment=_Joined(), broadcast_buffers=False)
+    return {"strategy": strategy, "devices": settings.devices, "num_nodes": settings.num_nodes}
 
 
 def one_cycle(module: nn.Module, *, lr: float, steps: int, weight_decay: float) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cil import parallel
 from cil.cache import place
 from cil.classify.likelihood import (
     by_scale,
@@ -44,7 +46,7 @@ from cil.streams.tokens import (
     TokenMaps,
     Turned,
     Views,
-    in_order,
+    dealt,
     shuffled,
     shuffled_images,
     token_maps,
@@ -82,12 +84,14 @@ class VARModule(LoggedModule):
         with torch.no_grad():
             inputs_BLZ = self._frozen[0].var_input(tokens_BL)
         if self.model.trains_null:
-            dropped = (
-                torch.rand(len(labels_B), device=self.device) < self.settings.condition_dropout
-            )
+            # Drawn for the batch of all devices, as on one.
+            draws = torch.rand(len(labels_B) * parallel.world(), device=self.device)
+            dropped = draws[parallel.rank() :: parallel.world()] < self.settings.condition_dropout
             labels_B = labels_B.masked_fill(dropped, NULL_CLASS)
         group = len(self.model.groups) - 1
-        with autocast(self.trainer_settings):
+        drops = self.settings.drop_path > 0
+        draws_of = parallel.own_draws(self.device) if drops else nullcontext()
+        with autocast(self.trainer_settings), draws_of:
             loss = -self.model.log_likelihoods(inputs_BLZ, labels_B, tokens_BL, group).mean()
         self.record({"var/nats_a_token": loss}, show="var/nats_a_token")
         return loss
@@ -103,6 +107,7 @@ class VARMethod:
     """Generative classifier over class groups (see `Incremental` for the four plasticities)."""
 
     pretrained_on = "nothing"
+    distributed = True
 
     def __init__(
         self,
@@ -365,7 +370,9 @@ class VARMethod:
         if not self.settings.scale_weights:
             return self.scale_weights_K
         values, labels = self._each(held_out, self.scale_log_likelihoods)
-        return fit_scale_weights(values, labels)
+        # Devices of one kind may still round differently, and all must classify alike.
+        weights_K: Tensor = parallel.broadcast(fit_scale_weights(values, labels))
+        return weights_K
 
     def fitted_margins(self, held_out: Dataset, samples: int) -> list[float]:
         """Margins of an adaptive schedule of so many copies, from held-out images."""
@@ -379,20 +386,31 @@ class VARMethod:
         fitted = self.fitted_margins(held_out, self.settings.smoothing_samples)
         # Infinite: not one of these images was classified rightly, which says nothing.
         known = [m for m in (self.margins_K, fitted) if m and math.isfinite(m[0])]
-        self.margins_K = [max(both) for both in zip(*known, strict=True)] if known else fitted
+        margins = [max(both) for both in zip(*known, strict=True)] if known else fitted
+        self.margins_K = parallel.broadcast(margins)
+        reads_NS, _ = self._each(held_out, self._reads)
+        self.reads = reads_NS.double().mean(0).tolist()
+
+    def _reads(self, images: Tensor) -> Tensor:
+        """How many classes each stage of the schedule reads (B, stages)."""
         reads: list[Tensor] = []
-        self._each(held_out, lambda images: self.scores(images, reads=reads))
-        self.reads = torch.cat([r.cpu() for r in reads], 1).double().mean(1).tolist()
+        self.scores(images, reads=reads)
+        return torch.cat(reads, 1).T
 
     def _each(self, images: Dataset, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """`value` of all images, and their labels (N,), both on the CPU."""
-        processes = self._workers(len(images))  # type: ignore[arg-type]
+        """`value` (B, ...) of all images, and their labels (N,), both on the CPU.
+
+        Several devices share the batches, and each gets the values of all.
+        """
+        count = len(images)  # type: ignore[arg-type]
         device = find_device(self.trainer)
-        values, labels = [], []
-        for batch, labels_B in in_order(images, BATCH_SIZE, processes):
-            values.append(value(batch.to(device, non_blocking=True)).cpu())
-            labels.append(labels_B)
-        return torch.cat(values), torch.cat(labels)
+        results = []
+        for batch, labels in dealt(images, BATCH_SIZE, self._workers(count)):
+            results.append((value(batch.to(device, non_blocking=True)).cpu(), labels))
+        values, labels_N = (
+            torch.cat(part) for part in zip(*parallel.collect(results), strict=True)
+        )
+        return values, labels_N
 
     def _workers(self, images: int) -> int:
         return workers(self.trainer, images, self.stream.image_size)

@@ -18,6 +18,8 @@ def compiled(function: Callable[..., T]) -> Callable[..., T]:
     few: a schedule reads the same scales again and again. Only a batch may vary (`any_batch`).
     """
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+    # Blocks are compiled one by one: their gradients travel while earlier ones are computed anyway.
+    torch._dynamo.config.optimize_ddp = False
     return torch.compile(function, dynamic=False)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cil.errors import UserError
+from cil.parallel import unseen
 from cil.streams.checks import check_class_order, group_sizes
 
 Transform = Callable[[Tensor], Tensor]
@@ -131,7 +132,7 @@ def build_stream(source: Source, protocol: str, class_order: Sequence[int]) -> S
 
 
 def _benchmark(source: Source, sizes: Sequence[int], class_order: Sequence[int]) -> Any:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), unseen():
         warnings.simplefilter(
             "ignore"
         )  # it complains of optional packages that are not needed here

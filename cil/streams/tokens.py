@@ -3,6 +3,7 @@
 Shapes: N token maps (images times views), B of a batch, L tokens.
 """
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +14,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+)
 from tqdm import tqdm
 
-from cil import cache
-from cil.files import replacing
+from cil import cache, parallel
+from cil.files import explained, replacing
 
 MOST_CODES = int(np.iinfo(np.int16).max) + 1  # tokens are kept as 16-bit numbers
 _MOST_PIXELS = 2**22  # encoded at once: 64 images of 256 pixels a side
@@ -72,7 +80,8 @@ class TokenMaps(Dataset):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows = np.load(path, mmap_mode="r")
+        with explained(path, cache.KEY):
+            self.rows = np.load(path, mmap_mode="r")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -110,19 +119,22 @@ def token_maps(
         found = cache.find(path)
         facts = found or _encode(Views(images, views, seed), encoding, path, key)
     maps = TokenMaps(path)
-    if len(maps) >= _MANY:
+    if len(maps) >= _MANY and parallel.is_first():
         how = "made" if found is None else "found"
         print(f"{how} {len(maps):,} token maps: {path}, {cache.size(path)}", file=sys.stderr)
     return maps, {**facts, "saved": 0.0 if found is None else facts["seconds"]}
 
 
 def shuffled(data: TokenMaps, batch_size: int) -> DataLoader:
-    """Batches of token maps in a new order each pass."""
+    """Batches of token maps in a new order each pass; this device's share of each of them."""
     return DataLoader(data, sampler=_shuffled_rows(data, batch_size), batch_size=None)
 
 
 def shuffled_images(images: Dataset, batch_size: int, workers: int) -> DataLoader:
-    """Batches (images, labels) in a new order each pass, loaded as they are asked for."""
+    """Batches (images, labels) in a new order each pass, loaded as they are asked for.
+
+    Of several devices each gets its share of every batch.
+    """
     return DataLoader(
         images,
         batch_sampler=_shuffled_rows(images, batch_size),
@@ -143,6 +155,18 @@ def in_order(images: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
     )
 
 
+def dealt(images: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
+    """The same batches; of several devices each gets some of them (see `parallel.collect`)."""
+    batches = list(BatchSampler(SequentialSampler(images), batch_size, drop_last=False))  # type: ignore[arg-type]
+    return DataLoader(
+        images,
+        batch_sampler=parallel.deal(batches),
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
 def in_memory(images: Dataset) -> tuple[Tensor, Tensor]:
     """All items of a dataset -> (images (N, channels, H, W), labels (N,))."""
     batches = [tuple(batch) for batch in in_order(images, 256)]
@@ -150,40 +174,55 @@ def in_memory(images: Dataset) -> tuple[Tensor, Tensor]:
     return torch.cat(every), torch.cat(labels)
 
 
-def _shuffled_rows(data: Dataset, batch_size: int) -> BatchSampler:
+def _shuffled_rows(data: Dataset, batch_size: int) -> Any:
     least = min(batch_size, len(data))  # type: ignore[arg-type]
-    return BatchSampler(RandomSampler(data), least, drop_last=True)  # type: ignore[arg-type]
+    return parallel.share(BatchSampler(RandomSampler(data), least, drop_last=True))  # type: ignore[arg-type]
 
 
 def _encode(
     images: Views, encoding: Encoding, path: Path, key: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Write the file `path`. Of several devices each encodes a part, and the first joins them."""
     began = time.perf_counter()
     kind = np.dtype([("label", "<i4"), ("tokens", "<i2", (encoding.tokens,))])
-    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
+    ends = [len(images) * i // parallel.world() for i in range(parallel.world() + 1)]
+    mine = Subset(images, range(ends[parallel.rank()], ends[parallel.rank() + 1]))
+    parts = [path.with_name(f"{path.name}.part{rank}") for rank in range(parallel.world())]
     used = np.zeros(MOST_CODES, dtype=bool)
-    with replacing(path, cache.KEY) as file:
-        np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(images),)})
-        for tokens_BL, labels_B in _encoded(images, encoding):
+    with replacing(path if parallel.is_first() else parts[parallel.rank()], cache.KEY) as file:
+        if parallel.is_first():
+            header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
+            np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(images),)})
+        for tokens_BL, labels_B in _encoded(mine, encoding):
             rows = np.empty(len(labels_B), kind)
             rows["tokens"], rows["label"] = tokens_BL, labels_B
             used[np.unique(rows["tokens"])] = True
             file.write(rows.tobytes())
-    facts = {"seconds": time.perf_counter() - began, "codes": int(used.sum())}
-    cache.keep(path, file.digest(), key, facts)
+        if parallel.is_first():
+            parallel.barrier()  # the other parts are whole
+            for part in parts[1:]:
+                with part.open("rb") as other:
+                    shutil.copyfileobj(other, file)
+                part.unlink()
+    if not parallel.is_first():
+        parallel.barrier()
+    codes = int(np.any(parallel.gather(used), axis=0).sum())
+    facts = {"seconds": time.perf_counter() - began, "codes": codes}
+    if parallel.is_first():
+        cache.keep(path, file.digest(), key, facts)
+    parallel.barrier()
     return facts
 
 
 @torch.inference_mode()
-def _encoded(images: Views, encoding: Encoding) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+def _encoded(images: Dataset, encoding: Encoding) -> Iterable[tuple[np.ndarray, np.ndarray]]:
     """(tokens (B, L), labels (B,)) of all images, in order; a step behind, so the GPU never waits.
 
     A batch's tokens are fetched when the next one's work has been handed to the GPU.
     """
     pixels = images[0][0][0].numel()
-    batch_size = max(1, min(1024, _MOST_PIXELS // pixels))
-    loader = in_order(images, batch_size, encoding.workers)
-    hidden = not encoding.progress or len(loader) < _LONG
+    loader = in_order(images, max(1, min(1024, _MOST_PIXELS // pixels)), encoding.workers)
+    hidden = not encoding.progress or len(loader) < _LONG or not parallel.is_first()
     waiting = None
     for batch, labels in tqdm(loader, "encoding", leave=False, disable=hidden):
         tokens = encoding.tokenize(batch.to(encoding.device, non_blocking=True))

@@ -15,6 +15,7 @@ def test_many_images_are_read_by_all_cores_of_this_process(images, expected, mon
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     assert workers(TrainerConfig(), images, side=64) == expected
     assert workers(TrainerConfig(), 16 * images, side=16) == expected
+    assert workers(TrainerConfig(devices=2), images, side=64) == expected // 2
 
 
 def test_where_a_process_cannot_be_bound_all_cores_count(monkeypatch):
