@@ -1,5 +1,6 @@
 """The loop over experiences, the same for every method: learn, evaluate, record, resume."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,6 +13,7 @@ from cil.methods.method import Method
 from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
 from cil.records import RunRecord
+from cil.streams.image_scan import named
 from cil.streams.stream import Experience, Stream
 from cil.tracking import Tracker
 
@@ -32,18 +34,21 @@ def run(
     random numbers as one that was never interrupted.
     """
     seed_all(seed)
+    stream.take_unreadable()  # what another run met on the same stream is none of this one's
     method = build()
     if record.learned:
         method.load_state(record.load_state())
     for experience in stream.experiences[record.evaluated :]:
         if record.learned == experience.index:
             seed_all(seed, experience.index)
-            _learn(method, experience, record, tracker)
+            _learn(method, stream, experience, record, tracker)
         _evaluate(method, stream, experience.index, record, tracker, settings)
     _finish(method, stream, record, tracker)
 
 
-def _learn(method: Method, experience: Experience, record: RunRecord, tracker: Tracker) -> None:
+def _learn(
+    method: Method, stream: Stream, experience: Experience, record: RunRecord, tracker: Tracker
+) -> None:
     last_step = 0
 
     def log(step: int, values: Mapping[str, float]) -> None:
@@ -55,6 +60,7 @@ def _learn(method: Method, experience: Experience, record: RunRecord, tracker: T
     began = time.perf_counter()
     method.learn(experience, log)
     seconds = time.perf_counter() - began
+    _report_unreadable(stream, record, f"{method.name} learning {experience.index + 1}")
     record.save_learned(experience.index, method.state(), last_step + 1, seconds)
 
 
@@ -70,6 +76,7 @@ def _evaluate(
     began = time.perf_counter()
     results = score_groups(method, stream.experiences[: index + 1], settings)
     seconds = time.perf_counter() - began
+    _report_unreadable(stream, record, f"{method.name} evaluation {index + 1}")
     row = [(scores.argmax(1) == labels).double().mean().item() for scores, labels in results]
     sizes = [len(labels) for _, labels in results]
     values = {
@@ -83,6 +90,17 @@ def _evaluate(
         record.save_predictions(_predictions(results, stream))
     record.save_evaluated(index, row, sizes)
     tracker.log_experience(index, values)
+
+
+def _report_unreadable(stream: Stream, record: RunRecord, occasion: str) -> None:
+    names = stream.take_unreadable()
+    if names:
+        record.note_unreadable(names)
+        print(
+            f"warning: {occasion}: images that could not be decoded: {len(names)} "
+            f"({named(names)}); others of their class stood in.",
+            file=sys.stderr,
+        )
 
 
 def score_groups(
@@ -110,6 +128,7 @@ def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker)
         "parameters": size.parameters,
         "stored_images": size.stored_images,
         "likelihood_evaluations": size.likelihood_evaluations,
+        "unreadable_images": len(record.unreadable),
         "pretrained_on": method.pretrained_on,
         **method.facts(),
     }

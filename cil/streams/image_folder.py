@@ -25,8 +25,8 @@ TEST_FOLDERS = ("val", "test")
 class ImageFiles(Dataset):
     """Image files as float images (3, size, size) in [-1, 1], with their original class ids.
 
-    A file that has become unreadable since the scan is marked in `unreadable` and another one of
-    its class takes its place.
+    A file that cannot be decoded, though the scan took it for an image, is marked in `unreadable`
+    and another one of its class takes its place.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], targets: Sequence[int], size: int):
@@ -46,10 +46,15 @@ class ImageFiles(Dataset):
                 return decode(self.folder / str(self.paths[other]), self.size), target
             except (OSError, SyntaxError, ValueError):
                 self.unreadable[other] = True
-        raise UserError(f"{self.folder} has no readable image left in the class of {item}.")
+        raise UserError(
+            f"{self.folder} has no readable image left in the class of {self.paths[item]}."
+        )
 
-    def names_of_unreadable(self) -> list[str]:
-        return [str(self.paths[i]) for i in self.unreadable.nonzero()[:, 0].tolist()]
+    def take_unreadable(self) -> list[str]:
+        """Paths of the files marked since the last call, by whichever process; the marks go."""
+        marked = self.unreadable.nonzero()[:, 0].tolist()
+        self.unreadable[marked] = False
+        return [str(self.folder / str(self.paths[i])) for i in marked]
 
     def _of_class(self, item: int) -> list[int]:
         """The other images of its class, those that follow it first."""
@@ -112,6 +117,7 @@ def image_folder(
         channels=3,
         content=_content([train, test], image_size, validation),
         augment=ShiftAndMirror(mirror) if augment else None,
+        class_list=None if class_list is None else Path(class_list).stem,
     )
 
 
@@ -152,8 +158,8 @@ def _check_layout(root: Path) -> Path:
     tests = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
     if not (root / "train").is_dir() or not tests:
         raise UserError(
-            f"{root} was looked for and is not there as it should be: it must hold the folders "
-            "train and val (or test), and in each a folder of images for every class; "
+            f"{root.absolute()} was looked for and is not there as it should be: it must hold the "
+            "folders train and val (or test), and in each a folder of images for every class; "
             "stream.root says where it is."
         )
     return tests[0]

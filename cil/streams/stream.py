@@ -26,7 +26,8 @@ class Source:
     """What a source file returns: three disjoint splits in the source's own class order.
 
     Items of the splits are (float image (C, H, W) in [-1, 1], original class id); each split has
-    the class ids of all its items as `targets`.
+    the class ids of all its items as `targets`, and `take_unreadable()` where it reads files
+    (see `ImageFiles`).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Source:
     channels: int
     content: str  # hex sha256 of the images and lists that define it
     augment: Transform | None  # of one image tensor; applied to training images alone
+    class_list: str | None = None  # name of the list that chose the classes; None: all there are
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,25 @@ class Stream:
     channels: int
     fingerprint: str
     reproducibility: dict[str, Any]  # Avalanche's own record of the benchmark; plain JSON values
+    splits: tuple[Dataset, ...]  # the source's train, validation and test images
+    class_list: str | None  # name of the list that chose the classes; None: all there are
+
+    @property
+    def class_list_hash(self) -> str:
+        """16 hex digits that tell lists of one name apart, whatever the order of arrival.
+
+        They begin what `LC_ALL=C sort FILE | sha256sum` says of a file with a class name a line.
+        """
+        lines = "".join(f"{name}\n" for name in sorted(self.class_names))
+        return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+    def take_unreadable(self) -> list[str]:
+        """Image files that could not be decoded since the last call, though the scan took them.
+
+        In the order of the splits. Another image of the class stood in for each.
+        """
+        takes = [getattr(split, "take_unreadable", list) for split in self.splits]
+        return [name for take in takes for name in take()]
 
 
 class View(Dataset):
@@ -127,6 +148,8 @@ def build_stream(source: Source, protocol: str, class_order: Sequence[int]) -> S
         channels=source.channels,
         fingerprint=_fingerprint(source, sizes, class_order),
         reproducibility=scenario.get_reproducibility_data(),
+        splits=(source.train, source.validation, source.test),
+        class_list=source.class_list,
     )
 
 
