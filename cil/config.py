@@ -16,8 +16,8 @@ class StreamConfig:
     glyphs100 (100 characters drawn from matplotlib's fonts at 32 px), image_folder, or, through
     torchvision, cifar10, cifar100, mnist or fashion_mnist."""
     root: str | None = None
-    """Folder of an image_folder, with train/ and val/ and in them a folder a class; or of what
-    torchvision reads and downloads (null: in the cache)."""
+    """Folder of an image_folder, with train/ and val/ (or test/) and in them a folder a class; or
+    of what torchvision reads and downloads (null: in the cache)."""
     class_list: str | None = None
     """Classes of an image_folder: ucir, cmc or podnet (the three lists called ImageNet-100), or a
     text file with one a line; null takes every class there is."""
@@ -33,10 +33,11 @@ class StreamConfig:
     """Share of the training images held out for everything that is tuned or fitted."""
     augment: bool = True
     """Whether training images are varied at random: digits and glyphs a little rotated, shifted and
-    scaled, others shifted and mirrored."""
+    scaled, others shifted and, where that leaves their class the same, mirrored."""
     mirror: bool = False
     """Whether a mirrored image of an image_folder is still one of its class, and training shows it
-    so."""
+    so; of the other sources, cifar10, cifar100 and fashion_mnist are mirrored always, digits,
+    glyphs100 and mnist never."""
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """The loop over experiences, the same for every method: learn, evaluate, record, resume."""
 
+import itertools
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,6 +14,7 @@ from cil.methods.method import Method
 from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
 from cil.records import RunRecord
+from cil.streams.image_scan import named
 from cil.streams.stream import Experience, Stream
 from cil.tracking import Tracker
 
@@ -33,6 +36,7 @@ def run(
     one that was never interrupted.
     """
     seed_all(seed)
+    stream.mark_unreadable(())  # what another run met on the same stream is none of this one's
     method = build()
     learned, evaluated = parallel.broadcast(record and (record.learned, record.evaluated))
     if learned:
@@ -40,14 +44,18 @@ def run(
     for experience in stream.experiences[evaluated:]:
         if experience.index >= learned:
             seed_all(seed, experience.index)
-            _learn(method, experience, record, tracker)
+            _learn(method, stream, experience, record, tracker)
         _evaluate(method, stream, experience.index, record, tracker, settings)
     if record is not None:
         _finish(method, stream, record, tracker)
 
 
 def _learn(
-    method: Method, experience: Experience, record: RunRecord | None, tracker: Tracker
+    method: Method,
+    stream: Stream,
+    experience: Experience,
+    record: RunRecord | None,
+    tracker: Tracker,
 ) -> None:
     last_step = 0
 
@@ -64,6 +72,7 @@ def _learn(
     if method.distributed or parallel.is_first():
         saved = method.learn(experience, log)
     seconds = time.perf_counter() - began + saved
+    _report_unreadable(stream, record, f"{method.name} learning {experience.index + 1}")
     if record is not None:
         record.save_learned(experience.index, method.state(), last_step + 1, seconds)
     if not method.distributed:
@@ -91,6 +100,7 @@ def _evaluate(
     began = time.perf_counter()
     results = score_groups(method, stream.experiences[: index + 1], settings)
     seconds = time.perf_counter() - began
+    _report_unreadable(stream, record, f"{method.name} evaluation {index + 1}")
     if record is None:
         return
     row = [(scores.argmax(1) == labels).double().mean().item() for scores, labels in results]
@@ -106,6 +116,19 @@ def _evaluate(
         record.save_predictions(_predictions(results, stream))
     record.save_evaluated(index, row, sizes)
     tracker.log_experience(index, values)
+
+
+def _report_unreadable(stream: Stream, record: RunRecord | None, occasion: str) -> None:
+    """Note and say which images could not be decoded, on whichever device."""
+    names = list(dict.fromkeys(itertools.chain(*parallel.gather(stream.unreadable()))))
+    stream.mark_unreadable(())
+    if names and record is not None:
+        record.note_unreadable(names)
+        print(
+            f"warning: {occasion}: images that could not be decoded: {len(names)} "
+            f"({named(names)}); others of their class stood in.",
+            file=sys.stderr,
+        )
 
 
 def score_groups(
@@ -133,6 +156,7 @@ def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker)
         "parameters": size.parameters,
         "stored_images": size.stored_images,
         "likelihood_evaluations": size.likelihood_evaluations,
+        "unreadable_images": len(record.unreadable),
         "pretrained_on": method.pretrained_on,
         **method.facts(),
     }

@@ -172,6 +172,8 @@ def stream_facts(stream: "Stream") -> dict[str, Any]:
     return {
         "name": stream.name,
         "fingerprint": stream.fingerprint,
+        "class_list": stream.class_list,
+        "class_list_hash": stream.class_list_hash,
         "class_names": list(stream.class_names),
         "class_order": list(stream.class_order),
         "experiences": [list(e.labels) for e in stream.experiences],

@@ -1,7 +1,8 @@
 """The table and the figures at the end of an experiment, made from the records alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from rich.box import SIMPLE
@@ -44,6 +45,8 @@ def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
     console = Console()
     console.width = max(console.width, 100)  # a log file has no width; the table needs this much
     console.print(_table(experiment, runs))
+    for line in [*_streams(runs), *_unreadable(runs)]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
     for r in runs:
         if "codebook_use" in r.summary:
             first, last = r.summary["codebook_use_first"], r.summary["codebook_use"]
@@ -109,6 +112,33 @@ def _cost(number: float) -> str:
     return f"{number:.0f}" if number >= 10 or number == int(number) else f"{number:.2f}"
 
 
+def _streams(runs: Sequence[RunView]) -> list[str]:
+    """What was learned: there are three lists of classes called ImageNet-100, so name and hash."""
+    return list(dict.fromkeys(_stream(r.stream) for r in runs))
+
+
+def _stream(facts: Mapping[str, Any]) -> str:
+    chosen = facts.get("class_list")
+    parts = [
+        f"stream {facts['name']}: {len(facts['class_names'])} classes",
+        f"class list {chosen}" if chosen else "all there are",
+    ]
+    if "class_list_hash" in facts:
+        parts.append(f"sha256 of the list {facts['class_list_hash']}")
+    return f"{', '.join(parts)}; fingerprint {facts['fingerprint']}"
+
+
+def _unreadable(runs: Sequence[RunView]) -> list[str]:
+    """A line for every run in which images could not be decoded."""
+    counts = [(r, r.summary.get("unreadable_images", 0)) for r in runs]
+    return [
+        f"{r.method} seed {r.seed}: images that could not be decoded: {count} of training or test, "
+        "all named in its progress.json; others of their class stood in"
+        for r, count in counts
+        if count
+    ]
+
+
 def publish(runs: Sequence[RunView], path: Path, command: str) -> None:
     """Write `path`.csv (one row a run), .md (the table, and what it was measured on) and .svg.
 
@@ -119,10 +149,11 @@ def publish(runs: Sequence[RunView], path: Path, command: str) -> None:
     write_bytes(path.with_suffix(".svg"), figure_bytes(curves(runs), "svg"))
     lines = [
         f"Written by `{command}`.",
-        f"Stream {runs[0].stream['name']}, fingerprint {runs[0].stream['fingerprint']}; "
-        f"seeds {sorted({r.seed for r in runs})}.",
+        *(f"{line[0].upper()}{line[1:]}." for line in _streams(runs)),
+        f"Seeds {sorted({r.seed for r in runs})}.",
         *(f"{key}: {', '.join(sorted(_environments(runs, key)))}" for key in ("commit", "device")),
         f"Pretrained on: {', '.join(sorted({r.summary['pretrained_on'] for r in runs}))}.",
+        *_unreadable(runs),
         CAPTION,
     ]
     write_bytes(path.with_suffix(".md"), ("\n\n".join([*lines, _markdown(runs)]) + "\n").encode())

@@ -94,6 +94,9 @@ def main() -> None:
     parser.add_argument("model", help=f"folder of a finished var run, or {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=3, help="the fastest one counts (default: 3)")
     parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
+    parser.add_argument(
+        "--cache", type=Path, default=Path("cache"), help="as that of the run (default: cache)"
+    )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
     sizes = parser.add_argument_group("of a published size")
     sizes.add_argument("--classes", type=int, default=100)
@@ -105,7 +108,7 @@ def main() -> None:
     if options.model in SIZES:
         table, name = of_a_size(options, trainer), options.model
     else:
-        table, name = of_a_run(Path(options.model), options.rounds, trainer)
+        table, name = of_a_run(Path(options.model), options.rounds, trainer, options.cache)
     where = device(trainer)
     table.insert(0, "device", where)
     table.insert(1, "commit", commit())
@@ -126,9 +129,11 @@ def command(arguments: Sequence[str]) -> str:
     return " ".join(["python -m experiments.efficiency", *words])
 
 
-def of_a_run(folder: Path, rounds: int, trainer: TrainerConfig) -> tuple[pd.DataFrame, str]:
+def of_a_run(
+    folder: Path, rounds: int, trainer: TrainerConfig, cache: Path
+) -> tuple[pd.DataFrame, str]:
     """The schedules and the training of a finished run, and its stream's name."""
-    method, stream = restore(read_run(folder), trainer)
+    method, stream = restore(read_run(folder), trainer, cache)
     if not isinstance(method, VARMethod):
         raise UserError(f"{folder} is no run of a var method.")
     (images, labels), held_out = images_of(stream, "test"), images_of(stream, "validation")

@@ -191,7 +191,7 @@ def test_a_mistake_in_a_yaml(
     ("name", "words"),
     [
         ("split_digit", ["no experiment 'split_digit'", "did you mean split_digits"]),
-        ("qqqqq", ["no experiment 'qqqqq'", "choose one of split_digits"]),
+        ("qqqqq", ["no experiment 'qqqqq'", "choose one of split_cifar10, "]),
         ("nowhere.yaml", ["no experiment 'nowhere.yaml'"]),
         ("--methods=var", ["'--methods=var'", "experiment", "EXPERIMENT [--KEY=VALUE ...]"]),
     ],

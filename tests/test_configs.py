@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import yaml
 from cil.command_line import describe, parse
 from cil.config import Config
 from cil.methods.registry import check_names, check_seeds
+from cil.methods.var_parts import check_settings
+from cil.streams.torchvision_sets import SETS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(CONFIGS.glob("**/*.yaml"))
@@ -59,6 +62,18 @@ def test_every_key_carries_its_sentence(path: Path) -> None:
     described, blank = text.splitlines()[:2]
     assert described.startswith("# ")
     assert blank == "", "the first comment is the experiment's, not the first key's"
+
+
+# Side of the images of the sources that have one of their own.
+SIDES = {"digits": 16, "glyphs100": 32, **{name: side for name, (_, side, _) in SETS.items()}}
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
+def test_its_tokenizer_fits_its_images(path: Path) -> None:
+    config, _ = parse(str(path), [])
+    source = config.stream.source
+    side = SIDES.get(source, config.stream.image_size)
+    check_settings(SimpleNamespace(name=source, image_size=side), config.tokenizer, config.var)
 
 
 def test_a_key_without_a_sentence_is_noticed() -> None:

@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from tiny import TINY, folders
 
+from cil.command_line import experiments
+
 ROOT = Path(__file__).parent.parent
 RUN = "pip install -e . && python -m cil.run split_digits"
 TEST = "pip install -e '.[dev]' && pytest"
@@ -48,6 +50,11 @@ def imported() -> set[str]:
 
 def test_the_readme_opens_with_the_two_commands() -> None:
     assert commands()[:2] == [RUN, TEST]
+
+
+def test_it_names_every_experiment() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [name for name in experiments() if f"`{name}`" not in text] == []
 
 
 def test_every_package_that_is_imported_is_declared() -> None:

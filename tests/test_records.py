@@ -601,3 +601,18 @@ def test_read_runs_of_nothing(tmp_path: Path) -> None:
     assert read_runs(tmp_path) == []
     with pytest.raises(UserError, match="no folder"):
         read_runs(tmp_path / "absent")
+
+
+def test_unreadable_images_are_kept_with_the_next_save_and_counted_once(tmp_path: Path) -> None:
+    with opened(tmp_path / "run") as record:
+        record.note_unreadable(["b.jpg", "a.jpg"])
+        assert record.unreadable == ["b.jpg", "a.jpg"]
+        record.save_learned(0, {"weight": torch.zeros(2)}, 3, 0.5)
+        record.note_unreadable(["a.jpg", "ö.jpg"])
+        assert record.unreadable == ["b.jpg", "a.jpg", "ö.jpg"]
+    with opened(tmp_path / "run") as record:  # what was noted after the save is met again
+        assert record.unreadable == ["b.jpg", "a.jpg"]
+        record.note_unreadable(["a.jpg", "ö.jpg"])
+        record.save_evaluated(0, [0.5], SIZES[:1])
+    with opened(tmp_path / "run") as record:
+        assert record.unreadable == ["b.jpg", "a.jpg", "ö.jpg"]

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import written
 import yaml
 from tiny import TINY, folders
 
@@ -61,7 +63,7 @@ def test_a_finished_run_gives_back_its_method(ran: Path, name: str) -> None:
 
     view = read_run(ran / "split_digits" / name / "seed0")
     trainer = TrainerConfig(accelerator="cpu", progress=False)
-    method, stream = restore(view, trainer)
+    method, stream = restore(view, trainer, ran / "cache")
     results = score_groups(method, stream.experiences, trainer)
     found = [int(c) for scores, _ in results for c in scores.argmax(1)]
     assert found == view.predictions()["prediction"].tolist()
@@ -76,7 +78,39 @@ def test_a_run_of_another_version_is_refused(ran: Path, change: dict[str, int]) 
     config = view.config | {"var": view.config["var"] | change}
     trainer = TrainerConfig(accelerator="cpu", progress=False)
     with pytest.raises(UserError, match="another version"):
-        restore(replace(view, config=config), trainer)
+        restore(replace(view, config=config), trainer, ran / "cache")
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("end", [torch.OutOfMemoryError, RuntimeError])
+def test_a_machine_too_small_is_no_other_version(
+    ran: Path, end: type[RuntimeError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cil.methods.registry import restore
+    from cil.methods.var import VARMethod
+
+    def too_large(*_: Any) -> None:
+        raise end("out of memory")
+
+    monkeypatch.setattr(VARMethod, "load_state", too_large)
+    view = read_run(ran / "split_digits" / "var" / "seed0")
+    with pytest.raises(end, match="out of memory"):
+        restore(view, TrainerConfig(accelerator="cpu", progress=False), ran / "cache")
+
+
+@pytest.mark.integration
+def test_restoring_keeps_to_the_cache_it_is_given(
+    ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cil.methods.registry import restore
+
+    view = read_run(ran / "split_digits" / "var" / "seed0")
+    config = view.config | {"stream": view.config["stream"] | {"source": "mnist"}}
+    written.mnist(tmp_path / "cache" / "torchvision")
+    monkeypatch.chdir(tmp_path / "cache")
+    trainer = TrainerConfig(accelerator="cpu", progress=False)
+    with pytest.raises(UserError, match="32 px"):  # read, and no images for this tokenizer
+        restore(replace(view, config=config), trainer, tmp_path / "cache")
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])

@@ -79,26 +79,35 @@ def build(name: str, config: Config, stream: Any) -> Any:
     return VARMethod(name, stream, config.tokenizer, var, config.trainer, cache)
 
 
-def restore(run: Any, trainer: TrainerConfig) -> tuple[Any, Any]:
+def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
     """A finished run's method as it was at the end, and the stream it learned.
 
-    `run` is a `cil.records.RunView`.
+    `run` is a `cil.records.RunView`; `cache` is the folder of what is made once (scans, glyphs).
 
     Raises:
-        UserError: its checkpoint is damaged, or another version of cil wrote it.
+        UserError: its checkpoint is damaged, another version of cil wrote it, or its images are not
+            there.
     """
     from cil.streams import open_stream
 
     kinds = {"stream": StreamConfig, "tokenizer": TokenizerConfig, "var": VARConfig}
     kinds["discriminative"] = DiscriminativeConfig
+    other = UserError(f"{run.folder} was written by another version of cil: use that.")
     try:
         sections = {n: kind(**run.config[n]) for n, kind in kinds.items() if n in run.config}
-        config = Config(**sections, trainer=trainer)
-        stream = open_stream(config.stream)
-        method = build(run.method, config, stream)
-        method.load_state(run.state())
-    except (KeyError, RuntimeError, TypeError):  # keys, names or shapes that are not today's
-        raise UserError(f"{run.folder} was written by another version of cil: use that.") from None
+    except TypeError:  # settings that are not today's
+        raise other from None
+    config = Config(**sections, trainer=trainer)
+    stream = open_stream(config.stream, cache)
+    method, state = build(run.method, config, stream), run.state()
+    try:
+        method.load_state(state)
+    except KeyError:  # parts that are not today's
+        raise other from None
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):  # out of memory, for one
+            raise
+        raise other from None  # names or shapes that are not today's
     return method, stream
 
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cil import parallel
-from cil.methods.training import LoggedModule, one_cycle
+from cil.config import TrainerConfig
+from cil.methods.training import LoggedModule, autocast, one_cycle
 from cil.models.tokenizer import MultiScaleTokenizer
 
 
@@ -24,8 +25,16 @@ class TokenizerModule(LoggedModule):
     decay = 0.97
     dead_below = 0.1  # matches a step, on average, under which a code counts as dead
 
-    def __init__(self, tokenizer: MultiScaleTokenizer, *, lr: float, steps: int) -> None:
+    def __init__(
+        self,
+        tokenizer: MultiScaleTokenizer,
+        *,
+        lr: float,
+        steps: int,
+        settings: TrainerConfig,
+    ) -> None:
         super().__init__()
+        self.settings = settings
         self.tokenizer = tokenizer
         self.lr, self.steps = lr, steps
         for index, phi in enumerate(tokenizer.phis):  # fewer scales than phis leave some out
@@ -36,11 +45,13 @@ class TokenizerModule(LoggedModule):
         self.register_buffer("sums_VZ", tokenizer.codebook.detach().clone())
 
     def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        images = batch[0]
-        quantised = self.tokenizer.quantise(self.tokenizer.encode(images))
-        reconstruction = F.mse_loss(
-            self.tokenizer.decode_latents(quantised.straight_through()), images
-        )
+        images, tokenizer = batch[0], self.tokenizer
+        with autocast(self.settings):  # the convolutions alone: what is matched stays in 32 bits
+            latents = tokenizer.before(tokenizer.encoder(images))
+        quantised = tokenizer.quantise(latents.float())
+        with autocast(self.settings):
+            decoded = tokenizer.decoder(tokenizer.after(quantised.straight_through()))
+        reconstruction = F.mse_loss(decoded.float(), images)
         commitment = quantised.loss(self.beta)
         self._follow(quantised.pooled_NZ, quantised.matches_N)
         values = {

@@ -260,7 +260,9 @@ class VARMethod:
         def make(log: StepLog) -> State:
             seed_all(seed, 0)
             fit(
-                TokenizerModule(self.tokenizer, lr=settings.lr, steps=settings.steps),
+                TokenizerModule(
+                    self.tokenizer, lr=settings.lr, steps=settings.steps, settings=self.trainer
+                ),
                 shuffled_images(images, settings.batch_size, self._workers(loaded)),
                 steps=settings.steps,
                 title=f"{self.name} tokenizer",
@@ -326,8 +328,13 @@ class VARMethod:
         name = f"{self.stream.name}-{experience.index}"
         path = place(self.cache / "tokens", name, key, ".npy")
         show = self.trainer.progress
-        encoding = Encoding(self.tokenizer.tokenize, self.tokenizer.tokens, device, processes, show)
-        return token_maps(images, views, encoding, path, key)
+        tokenizer, unreadable = self.tokenizer, self.stream.unreadable
+        encoding = Encoding(
+            tokenizer.tokenize, tokenizer.tokens, device, processes, show, unreadable
+        )
+        maps, facts = token_maps(images, views, encoding, path, key)
+        self.stream.mark_unreadable({*unreadable(), *facts["unreadable"]})
+        return maps, facts
 
     def _turned(self, images: Dataset, classes: int, turns: int | None = None) -> Dataset:
         turns = self.turns if turns is None else turns

@@ -3,7 +3,7 @@
 runs/<experiment>/<method>/seed<k>/ holds
     config.yaml          the resolved settings that this method depends on
     environment.json     commit, versions, device; under "resumed" the ones that differed later
-    stream.json          the stream's name, fingerprint and classes
+    stream.json          the stream's name, fingerprint, class list and classes
     progress.json        what is committed: everything else counts only as far as it says
     metrics.csv          experience,step,name,value; step counts along the whole stream
     accuracy_matrix.csv  row t: accuracy on each class group's test images after experience t
@@ -17,7 +17,7 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +46,8 @@ class Progress:
 
     steps: optimiser steps of all learned experiences; seconds: training time of each of them;
     test_sizes: test images of each evaluated class group; sha256: by file name, `METRICS` for its
-    first metrics_bytes bytes and `MATRIX` for its first `evaluated` rows.
+    first metrics_bytes bytes and `MATRIX` for its first `evaluated` rows; unreadable: image files
+    that could not be decoded.
     """
 
     learned: int
@@ -56,6 +57,7 @@ class Progress:
     test_sizes: list[int]
     metrics_bytes: int
     sha256: dict[str, str]
+    unreadable: list[str] = field(default_factory=list)
     format: int = 1
 
 
@@ -73,6 +75,7 @@ def read_progress(folder: Path) -> Progress:
             and len(progress.test_sizes) == progress.evaluated
             and progress.steps >= 0 <= progress.metrics_bytes
             and {CONFIG, STREAM} <= progress.sha256.keys()
+            and isinstance(progress.unreadable, list)
         )
     except (TypeError, AttributeError) as error:
         raise damaged(path) from error

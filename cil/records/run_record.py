@@ -55,6 +55,7 @@ class RunRecord:
         self._progress = Progress(0, 0, 0, [], [], 0, {})
         self._metrics = layout.METRICS_HEADER
         self._buffer: list[MetricRow] = []
+        self._unreadable: list[str] = []
         self._matrix: FloatArray = np.full((0, 0), np.nan)
 
     @classmethod
@@ -117,6 +118,11 @@ class RunRecord:
         """Test images of each evaluated class group."""
         return list(self._progress.test_sizes)
 
+    @property
+    def unreadable(self) -> list[str]:
+        """Image files noted as unreadable, each once, in the order of the first note."""
+        return list(dict.fromkeys([*self._progress.unreadable, *self._unreadable]))
+
     def matrix(self) -> FloatArray:
         """The accuracy matrix so far: (evaluated, evaluated), NaN above the diagonal."""
         return self._matrix.copy()
@@ -131,6 +137,10 @@ class RunRecord:
         """Note metrics; step counts along the stream. In memory until the next save."""
         rows = [(experience, step, name, float(value)) for name, value in values.items()]
         self._buffer.extend(rows)
+
+    def note_unreadable(self, names: Sequence[str]) -> None:
+        """Note image files that could not be decoded. In memory until the next save."""
+        self._unreadable.extend(names)
 
     def save_learned(
         self, experience: int, state: Mapping[str, Any], steps: int, seconds: float
@@ -256,9 +266,11 @@ class RunRecord:
         metrics = self._metrics + layout.metrics_bytes(self._buffer)
         digest = write_bytes(self.folder / layout.METRICS, metrics)
         changes |= {"metrics_bytes": len(metrics), "sha256": sha256 | {layout.METRICS: digest}}
+        changes["unreadable"] = self.unreadable
         self._save_progress(replace(self._progress, **changes))
         self._metrics = metrics
         self._buffer.clear()
+        self._unreadable.clear()
 
     def _save_progress(self, progress: Progress) -> None:
         write_json(self.folder / layout.PROGRESS, asdict(progress))

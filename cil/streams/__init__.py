@@ -40,14 +40,15 @@ def open_stream(settings: StreamSettings, cache: Path = Path("cache")) -> "Strea
     """Build the stream of a configuration; `cache` is the folder of what is made once.
 
     Raises:
-        UserError: the source is unknown or not there, its classes do not divide as the protocol
-            asks, the class order is no permutation of them, or the validation share leaves a split
-            empty.
+        UserError: the source is unknown or not there, a setting is given that it does not read or
+            missing that it needs, its classes do not divide as the protocol asks, the class order
+            is no permutation of them, or the validation share leaves a split empty.
     """
     from cil.streams.stream import build_stream, class_order
 
     if settings.source not in SOURCES:
         raise UserError(_unknown(settings.source))
+    _check_read(settings)
     source = _source(settings, cache)
     order = settings.class_order
     if order is None:
@@ -65,6 +66,26 @@ SOURCES = (
     "fashion_mnist",
 )
 
+# Setting -> the sources that read it; for all others it would be without effect.
+_READ_BY = {
+    "root": SOURCES[2:],
+    "class_list": ("image_folder",),
+    "image_size": ("image_folder",),
+    "mirror": ("image_folder",),
+}
+
+
+def _check_read(settings: StreamSettings) -> None:
+    """Raises UserError for a setting that the source does not read."""
+    for key, readers in _READ_BY.items():
+        value = getattr(settings, key)
+        if value is not None and value is not False and settings.source not in readers:
+            shown = "true" if value is True else value
+            raise UserError(
+                f"stream.{key} is {shown}, but the source {settings.source} does not read it: take "
+                f"it out, or choose a stream.source that does ({', '.join(readers)})."
+            )
+
 
 def _source(settings: StreamSettings, cache: Path) -> "Source":
     validation, augment = settings.validation, settings.augment
@@ -79,11 +100,10 @@ def _source(settings: StreamSettings, cache: Path) -> "Source":
     if settings.source == "image_folder":
         from cil.streams.image_folder import image_folder
 
-        if settings.root is None or settings.image_size is None:
-            raise UserError("An image_folder needs stream.root and stream.image_size.")
+        root, image_size = _folder(settings)
         return image_folder(
-            Path(settings.root),
-            settings.image_size,
+            root,
+            image_size,
             validation,
             augment,
             settings.mirror,
@@ -94,6 +114,23 @@ def _source(settings: StreamSettings, cache: Path) -> "Source":
 
     root = cache / "torchvision" if settings.root is None else Path(settings.root)
     return torchvision_set(settings.source, root, validation, augment)
+
+
+def _folder(settings: StreamSettings) -> tuple[Path, int]:
+    """Where an image_folder is and the side it is shown at; UserError where one is missing."""
+    if settings.root is None:
+        raise UserError(
+            "stream.root is not set: name the folder of the images, such as "
+            "--stream.root=data/photos; it must hold the folders train and val (or test), and in "
+            "each a folder of images for every class."
+        )
+    if settings.image_size is None or settings.image_size < 1:
+        size = "not set" if settings.image_size is None else settings.image_size
+        raise UserError(
+            f"stream.image_size is {size}: an image_folder needs the side in pixels to which its "
+            "images are cut and resized, such as --stream.image_size=64."
+        )
+    return Path(settings.root), settings.image_size
 
 
 def _unknown(name: str) -> str:

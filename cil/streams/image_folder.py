@@ -4,7 +4,8 @@ ImageNet and its subsets come like this. Images are decoded when they are asked 
 """
 
 import hashlib
-from collections.abc import Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ TEST_FOLDERS = ("val", "test")
 class ImageFiles(Dataset):
     """Image files as float images (3, size, size) in [-1, 1], with their original class ids.
 
-    A file that has become unreadable since the scan is marked in `unreadable` and another one of
-    its class takes its place.
+    A file that cannot be decoded, though the scan took it for an image, is marked in `unreadable`
+    and another one of its class takes its place.
     """
 
     def __init__(self, folder: Path, paths: Sequence[str], targets: Sequence[int], size: int):
@@ -41,21 +42,31 @@ class ImageFiles(Dataset):
 
     def __getitem__(self, item: int) -> tuple[Tensor, int]:
         target = self.targets[item]
-        for other in [item, *self._of_class(item)]:
+        for other in itertools.chain([item], self._others_of_class(item)):
             try:
                 return decode(self.folder / str(self.paths[other]), self.size), target
             except (OSError, SyntaxError, ValueError):
                 self.unreadable[other] = True
-        raise UserError(f"{self.folder} has no readable image left in the class of {item}.")
+        raise UserError(
+            f"{self.folder} has no readable image left in the class of {self.paths[item]}."
+        )
 
-    def names_of_unreadable(self) -> list[str]:
-        return [str(self.paths[i]) for i in self.unreadable.nonzero()[:, 0].tolist()]
+    def marked(self) -> list[str]:
+        """Paths of the files that are marked, by whichever process."""
+        marked = self.unreadable.nonzero()[:, 0].tolist()
+        return [str(self.folder / str(self.paths[i])) for i in marked]
 
-    def _of_class(self, item: int) -> list[int]:
+    def mark(self, names: Collection[str]) -> None:
+        """Let the files of these names, and no others, be marked."""
+        chosen = [str(self.folder / str(path)) in names for path in self.paths] if names else False
+        self.unreadable[:] = torch.tensor(chosen)
+
+    def _others_of_class(self, item: int) -> Iterator[int]:
         """The other images of its class, those that follow it first."""
-        same = [i for i, target in enumerate(self.targets) if target == self.targets[item]]
-        at = same.index(item)
-        return same[at + 1 :] + same[:at]
+        count = len(self)
+        for other in itertools.chain(range(item + 1, count), range(item)):
+            if self.targets[other] == self.targets[item]:
+                yield other
 
 
 class ShiftAndMirror:
@@ -115,6 +126,7 @@ def image_folder(
         channels=3,
         content=_content([train, test], image_size, validation),
         augment=ShiftAndMirror(mirror) if augment else None,
+        class_list=None if class_list is None else Path(class_list).stem,
     )
 
 
@@ -155,8 +167,8 @@ def _check_layout(root: Path) -> Path:
     tests = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
     if not (root / "train").is_dir() or not tests:
         raise UserError(
-            f"{root} was looked for and is not there as it should be: it must hold the folders "
-            "train and val (or test), and in each a folder of images for every class; "
+            f"{root.absolute()} was looked for and is not there as it should be: it must hold the "
+            "folders train and val (or test), and in each a folder of images for every class; "
             "stream.root says where it is."
         )
     return tests[0]

@@ -7,7 +7,7 @@ next ones. Names and the original order travel beside it; nothing downstream rem
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ class Source:
     """What a source file returns: three disjoint splits in the source's own class order.
 
     Items of the splits are (float image (C, H, W) in [-1, 1], original class id); each split has
-    the class ids of all its items as `targets`.
+    the class ids of all its items as `targets`, and where it reads files `marked` and `mark` (see
+    `ImageFiles`).
     """
 
     name: str
@@ -39,6 +40,7 @@ class Source:
     channels: int
     content: str  # hex sha256 of the images and lists that define it
     augment: Transform | None  # of one image tensor; applied to training images alone
+    class_list: str | None = None  # name of the list that chose the classes; None: all there are
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,32 @@ class Stream:
     channels: int
     fingerprint: str
     reproducibility: dict[str, Any]  # Avalanche's own record of the benchmark; plain JSON values
+    splits: tuple[Dataset, ...]  # the source's train, validation and test images
+    class_list: str | None  # name of the list that chose the classes; None: all there are
+
+    @property
+    def class_list_hash(self) -> str:
+        """16 hex digits that tell lists of one name apart, whatever the order of arrival.
+
+        They begin what `LC_ALL=C sort FILE | sha256sum` says of a file with a class name a line.
+        """
+        lines = "".join(f"{name}\n" for name in sorted(self.class_names))
+        return hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+    def unreadable(self) -> list[str]:
+        """Image files that could not be decoded so far, though the scan took them.
+
+        In the order of the splits. Another image of the class stood in for each.
+        """
+        return [name for split in self._of_files() for name in split.marked()]
+
+    def mark_unreadable(self, names: Collection[str]) -> None:
+        """Let these, and no others, be the files that could not be decoded so far."""
+        for split in self._of_files():
+            split.mark(set(names))
+
+    def _of_files(self) -> list[Any]:
+        return [split for split in self.splits if hasattr(split, "marked")]
 
 
 class View(Dataset):
@@ -128,6 +156,8 @@ def build_stream(source: Source, protocol: str, class_order: Sequence[int]) -> S
         channels=source.channels,
         fingerprint=_fingerprint(source, sizes, class_order),
         reproducibility=scenario.get_reproducibility_data(),
+        splits=(source.train, source.validation, source.test),
+        class_list=source.class_list,
     )
 
 

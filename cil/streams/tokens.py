@@ -101,6 +101,7 @@ class Encoding:
     device: torch.device
     workers: int  # processes that load images
     progress: bool
+    unreadable: Callable[[], list[str]]  # files that could not be decoded so far
 
 
 def token_maps(
@@ -109,7 +110,8 @@ def token_maps(
     """`views` views of each image as token maps, from the file `path` if it is there.
 
     `key` is what it was named by (see `cache.place`). Returns them with facts: "seconds" they took
-    to make, of which "saved" were saved now, and "codes", how many different ones occur.
+    to make, of which "saved" were saved now, "codes", how many different ones occur, and
+    "unreadable", the files for which others stood in.
 
     Raises:
         UserError: the file cannot be written.
@@ -207,7 +209,9 @@ def _encode(
     if not parallel.is_first():
         parallel.barrier()
     codes = int(np.any(parallel.gather(used), axis=0).sum())
-    facts = {"seconds": time.perf_counter() - began, "codes": codes}
+    unreadable = sorted(set().union(*parallel.gather(encoding.unreadable())))
+    seconds = time.perf_counter() - began
+    facts = {"seconds": seconds, "codes": codes, "unreadable": unreadable}
     if parallel.is_first():
         cache.keep(path, file.digest(), key, facts)
     parallel.barrier()

@@ -36,7 +36,7 @@ def trained(images, settings, quiet_cpu):
     tokenizer = build_tokenizer(settings, 1)
     tokenizer.codebook[DEAD] = 100.0
     rows: list[tuple[int, dict[str, float]]] = []
-    module = TokenizerModule(tokenizer, lr=settings.lr, steps=STEPS)
+    module = TokenizerModule(tokenizer, lr=settings.lr, steps=STEPS, settings=quiet_cpu)
     fit(
         module,
         shuffled_images(images, settings.batch_size, workers=0),
@@ -102,7 +102,7 @@ def test_a_step_moves_codes_to_the_average_of_what_they_match(images, settings, 
     tokenizer = build_tokenizer(settings, 1)
     before, expected = tokenizer.codebook.clone(), plain_average(tokenizer, images.tensors[0][:16])
     fit(
-        TokenizerModule(tokenizer, lr=settings.lr, steps=1),
+        TokenizerModule(tokenizer, lr=settings.lr, steps=1, settings=quiet_cpu),
         DataLoader(TensorDataset(*(t[:16] for t in images.tensors)), batch_size=16),
         steps=1,
         title="tokenizer",

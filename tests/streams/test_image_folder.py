@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
+from torch.utils.data import DataLoader
 
 from cil.errors import UserError
 from cil.streams import open_stream
 from cil.streams.image_folder import ImageFiles, ShiftAndMirror, decode, image_folder
-from cil.streams.stream import Source
+from cil.streams.stream import Source, build_stream
 
 DIGITS = load_digits().images.astype(np.uint8) * 15
 CLASSES = ("apfel", "birne", "zwölf")
@@ -65,7 +66,8 @@ def test_a_list_chooses_the_classes(root: Path, tmp_path: Path) -> None:
     chosen.write_text("zwölf\n\napfel\n", encoding="utf-8")
     source = opened(root, str(chosen))
     assert source.class_names == ("apfel", "zwölf")
-    assert source.name == "photos (two)"
+    assert (source.name, source.class_list) == ("photos (two)", "two")
+    assert opened(root).class_list is None
     assert source.content != opened(root).content
     said = refusal(root, "cmc")
     assert "no folder for 100 of the 100 classes of the class list cmc (stream.class_list)" in said
@@ -211,11 +213,33 @@ def test_a_file_that_breaks_later_is_counted_and_replaced(root: Path) -> None:
     image, label = files[0]
     assert label == 0
     assert torch.equal(image, files[2][0])
-    assert files.names_of_unreadable() == files.paths[:2].tolist()
+    first, second = (str(files.folder / path) for path in files.paths[:2])
+    assert files.marked() == [first, second]
+    files.mark({second, "of another split"})
+    assert files.marked() == [second]
     for path in files.paths[:6]:
         (root / "train" / str(path)).write_bytes(b"gone")
     with pytest.raises(UserError, match="no readable image left"):
         files[3]
+
+
+def test_the_stream_says_which_files_of_every_split_broke(root: Path) -> None:
+    stream = build_stream(opened(root), "b0-3", [2, 0, 1])
+    assert stream.unreadable() == []
+    (experience,) = stream.experiences
+    splits = (experience.train_plain, experience.validation, experience.test)
+    broken = []
+    for view in splits:
+        files = view.base  # type: ignore[attr-defined]
+        broken.append(files.folder / str(files.paths[1]))
+        broken[-1].write_bytes(b"gone")
+    for context in ("fork", "spawn"):  # other processes load the images
+        for view in splits:
+            loader = DataLoader(view, num_workers=1, multiprocessing_context=context)
+            assert len(list(loader)) == len(view)  # type: ignore[arg-type]
+        assert stream.unreadable() == [str(path) for path in broken]
+        stream.mark_unreadable(())
+        assert stream.unreadable() == []
 
 
 def test_augmentation_shifts_and_mirrors() -> None:
@@ -233,5 +257,8 @@ def test_augmentation_shifts_and_mirrors() -> None:
 def test_it_needs_a_folder_and_a_size() -> None:
     from cil.config import StreamConfig
 
-    with pytest.raises(UserError, match=r"stream\.root and stream\.image_size"):
-        open_stream(StreamConfig(source="image_folder"))
+    with pytest.raises(UserError, match=r"stream\.root is not set.*train and val"):
+        open_stream(StreamConfig(source="image_folder", image_size=64))
+    for size, said in ((None, "not set"), (0, "0")):
+        with pytest.raises(UserError, match=rf"stream\.image_size is {said}"):
+            open_stream(StreamConfig(source="image_folder", root="photos", image_size=size))

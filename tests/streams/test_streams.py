@@ -27,7 +27,7 @@ class Settings:
     root: str | None = None
     class_list: str | None = None
     image_size: int | None = None
-    mirror: bool = True
+    mirror: bool = False
     protocol: str = "b0-2"
     class_order: list[int] | None = None
     order_seed: int = 1993
@@ -155,6 +155,16 @@ def test_fingerprint_is_the_one_of_earlier_runs(stream):
     assert stream.fingerprint == "6a09a1d743e33d8b"
 
 
+def test_a_list_is_known_by_a_hash_that_a_shell_gives_too(source, stream, tmp_path):
+    (tmp_path / "list").write_text("".join(f"{digit}\n" for digit in range(10)))
+    shell = subprocess.run(["sha256sum", tmp_path / "list"], capture_output=True, check=True)
+    assert stream.class_list_hash == shell.stdout.decode()[:16]
+    assert stream.class_list_hash == build_stream(source, "b0-5", ORDER[::-1]).class_list_hash
+    fewer = dataclasses.replace(source, class_names=(*source.class_names[:9], "nine"))
+    assert stream.class_list_hash != build_stream(fewer, "b0-2", ORDER).class_list_hash
+    assert stream.class_list is None
+
+
 def test_reproducibility_data_is_json(stream):
     assert json.loads(json.dumps(stream.reproducibility)) == stream.reproducibility
     assert stream.reproducibility["classes_order_original_ids"] == ORDER
@@ -208,6 +218,11 @@ def test_a_protocol_cuts_the_classes(source, protocol, sizes):
         ({"class_order": [-1, 1, 2, 3, 4, 5, 6, 7, 8, 9]}, r"holds \[-1\], no class of digits"),
         ({"source": "digit"}, "'digit', which does not exist: did you mean digits?"),
         ({"source": "letters"}, "'letters', which does not exist: choose one of digits, glyphs100"),
+        ({"root": "data"}, "stream.root is data, but the source digits does not read it"),
+        ({"class_list": "ucir"}, "stream.class_list is ucir, but .* does \\(image_folder\\)"),
+        ({"image_size": 0}, "stream.image_size is 0, but the source digits"),
+        ({"mirror": True}, "stream.mirror is true, but the source digits"),
+        ({"source": "mnist", "mirror": True}, "stream.mirror is true, but the source mnist"),
         ({"order_seed": -1}, "stream.order_seed is -1"),
         ({"validation": 0.0}, "stream.validation is 0.0.*from 0.0074 to 0.99"),
         ({"validation": 1.0}, "stream.validation is 1.0"),

@@ -24,6 +24,7 @@ from cil.streams.tokens import (
 )
 
 VIEWS = 3
+CPU = torch.device("cpu")
 
 
 class Counting:
@@ -51,7 +52,9 @@ def images(tiny_stream):
 def made(images, tokenizer, folder: Path, workers: int = 0, **key) -> tuple[TokenMaps, dict, int]:
     """Token maps, their facts and how many images were encoded for them."""
     counting = Counting(tokenizer)
-    encoding = Encoding(counting, tokenizer.tokens, torch.device("cpu"), workers, progress=False)
+    encoding = Encoding(
+        counting, tokenizer.tokens, torch.device("cpu"), workers, progress=False, unreadable=list
+    )
     key = {"views": VIEWS, **key}
     path = cache_module.place(folder, "digits", key, ".npy")
     maps, facts = token_maps(images, VIEWS, encoding, path, key)
@@ -136,7 +139,9 @@ def test_what_was_cut_short_does_not_count(images, tokenizer, cache):
     def dies(_: Tensor) -> Tensor:
         raise RuntimeError("killed")
 
-    encoding = Encoding(dies, tokenizer.tokens, torch.device("cpu"), 0, progress=False)
+    encoding = Encoding(
+        dies, tokenizer.tokens, torch.device("cpu"), 0, progress=False, unreadable=list
+    )
     path = cache_module.place(cache, "digits", {"views": VIEWS}, ".npy")
     with pytest.raises(RuntimeError, match="killed"):
         token_maps(images, VIEWS, encoding, path, {"views": VIEWS})

@@ -2,30 +2,17 @@
 
 from pathlib import Path
 
-import numpy as np
 import pytest
+import written
 from sklearn.datasets import load_digits
 
 from cil.errors import UserError
 from cil.streams.torchvision_sets import torchvision_set
 
 
-def write(path: Path, array: np.ndarray) -> None:
-    """The format of MNIST's files: what is in it, the shape, the bytes."""
-    shape = np.array(array.shape, dtype=">i4").tobytes()
-    path.write_bytes(bytes([0, 0, 8, array.ndim]) + shape + array.astype(np.uint8).tobytes())
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    digits = load_digits()
-    images = np.kron(digits.images, np.ones((1, 3, 3))) * 15  # 24 px
-    images = np.pad(images, ((0, 0), (2, 2), (2, 2)))
-    folder = tmp_path / "MNIST" / "raw"
-    folder.mkdir(parents=True)
-    for name, part in (("train", slice(300)), ("t10k", slice(300, 400))):
-        write(folder / f"{name}-images-idx3-ubyte", images[part])
-        write(folder / f"{name}-labels-idx1-ubyte", digits.target[part])
+    written.mnist(tmp_path)
     return tmp_path
 
 
