@@ -110,23 +110,29 @@ def main() -> None:
     else:
         table, name = of_a_run(Path(options.model), options.rounds, trainer, options.cache)
     where = device(trainer)
-    table.insert(0, "device", where)
-    table.insert(1, "commit", commit())
-    table.insert(2, "command", command(sys.argv[1:]))
-    slug = re.sub(r"\W+", "-", where).strip("-").lower()
-    path = options.results / f"efficiency-{name}-{slug}.csv"
-    write_bytes(path, table.to_csv(index=False).encode())
+    path = keep(table, "efficiency", name, where, options.results)
     show(table, f"{name}, {where}")
     print(f"written to {path}")
 
 
-def command(arguments: Sequence[str]) -> str:
+def keep(table: pd.DataFrame, experiment: str, name: str, where: str, folder: Path) -> Path:
+    """Write a table of measurements with its device, commit and command; returns the CSV file."""
+    table.insert(0, "device", where)
+    table.insert(1, "commit", commit())
+    table.insert(2, "command", command(experiment, sys.argv[1:]))
+    slug = re.sub(r"\W+", "-", where).strip("-").lower()
+    path = folder / f"{experiment}-{name}-{slug}.csv"
+    write_bytes(path, table.to_csv(index=False).encode())
+    return path
+
+
+def command(experiment: str, arguments: Sequence[str]) -> str:
     """The line that measures this again; where its table was put says nothing of the numbers."""
     words = list(arguments)
     if "--results" in words:
         at = words.index("--results")
         del words[at : at + 2]
-    return " ".join(["python -m experiments.efficiency", *words])
+    return " ".join([f"python -m experiments.{experiment}", *words])
 
 
 def of_a_run(
@@ -162,8 +168,8 @@ def of_a_size(options: argparse.Namespace, trainer: TrainerConfig) -> pd.DataFra
         settings = VARConfig(
             plasticity="trunk", depth=depth, width=64 * depth, heads=depth, condition_from=first
         )
-        stream = Stream("random pixels", (), (), (), 256, 3, "", {})
-        method = VARMethod(options.model, stream, OFFICIAL_TOKENIZER, settings, trainer, CACHE)
+        sizes = (OFFICIAL_TOKENIZER, settings, trainer, CACHE)
+        method = VARMethod(options.model, random_pixels(), *sizes)
         method.model.start(options.classes)
         method.model.eval()
         scales = len(OFFICIAL_TOKENIZER.scales)
@@ -176,6 +182,11 @@ def of_a_size(options: argparse.Namespace, trainer: TrainerConfig) -> pd.DataFra
             rows += classifying(method, images, None, variants, options.rounds, rate)
         rows += learning(method, options.classes, options.batch_sizes, rate)
     return pd.DataFrame(rows)
+
+
+def random_pixels() -> Stream:
+    """A stream of no images, of the size that the published tokenizer reads."""
+    return Stream("random pixels", (), (), (), 256, 3, "", {}, (), None)
 
 
 def classifying(
