@@ -16,14 +16,15 @@ from typing import Any
 import pytest
 import torch
 from conftest import CLASSES, first_of_each
-from tiny import TINY
+from tiny import TINY, folders
+from torch.utils.data import Subset
 
 from cil import parallel, run
 from cil.config import Config, DiscriminativeConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.errors import UserError
 from cil.launch import launch
 from cil.methods.registry import build
-from cil.methods.scoring import BATCH_SIZE
+from cil.methods.scoring import BATCH_SIZE, score
 from cil.methods.tokenizer import TokenizerModule
 from cil.protocol import run as run_protocol
 from cil.protocol import score_groups
@@ -65,7 +66,7 @@ def few_digits() -> Stream:
     return build_stream(source, "b0-3", (3, 0, 5, 1, 4, 2))
 
 
-def configured(name: str, trainer: TrainerConfig) -> Config:
+def configured(name: str, trainer: TrainerConfig, cache: Path) -> Config:
     # More phis than scales and a block that does not see the class; one method drops paths.
     tokenizer = TokenizerConfig(
         channels=8, multipliers=[1, 1], latent_channels=4, vocabulary=32, phis=6, steps=8,
@@ -76,7 +77,8 @@ def configured(name: str, trainer: TrainerConfig) -> Config:
         condition_from=1, drop_path=0.1 if name == DROPPING else 0.0, smoothing_samples=2,
     )  # fmt: skip
     cnn = DiscriminativeConfig(epochs=1, stored_images=20)
-    return Config(tokenizer=tokenizer, var=var, discriminative=cnn, trainer=trainer)
+    sections = {"tokenizer": tokenizer, "var": var, "discriminative": cnn, "trainer": trainer}
+    return Config(**sections, cache=str(cache))
 
 
 def learn_all(folder: Path, trainer: TrainerConfig) -> None:
@@ -85,7 +87,8 @@ def learn_all(folder: Path, trainer: TrainerConfig) -> None:
     for name in LEARNERS:
         # Codes are dead after four steps and restart, which must be the same on all processes.
         TokenizerModule.decay = 0.5 if name == RESTARTING else decay
-        build_method = lambda name=name: build(name, configured(name, trainer), stream)  # noqa: E731
+        config = configured(name, trainer, folder / f"{name}-cache")
+        build_method = lambda name=name, config=config: build(name, config, stream)  # noqa: E731
         built: list[Any] = []
 
         def building(make: Callable[[], Any] = build_method, kept: list[Any] = built) -> Any:
@@ -99,7 +102,10 @@ def learn_all(folder: Path, trainer: TrainerConfig) -> None:
             record = RunRecord.open(place, {"seed": 0}, facts, {"commit": "unknown"})
         run_protocol(building, stream, record, Tracker(None), trainer, seed=0)
         scores = [scores for scores, _ in score_groups(built[0], stream.experiences, trainer)]
-        kept = {"state": built[0].state(), "scores": scores, "draw": torch.rand(1)}
+        few = Subset(stream.experiences[0].test, range(5))  # one batch: nothing for the second
+        ((alone, _),) = score(built[0], [few], trainer, "few")
+        state, draw = built[0].state(), torch.rand(1)
+        kept = {"state": state, "scores": scores, "few": alone, "draw": draw}
         torch.save(kept, folder / f"{name}-{parallel.rank()}.pt")
     TokenizerModule.decay = decay
 
@@ -128,6 +134,8 @@ def test_all_processes_hold_the_same_bits(name: str, learned: tuple[Path, Path])
     first, second = (torch.load(learned[1] / f"{name}-{rank}.pt") for rank in (0, 1))
     for a, b in zip(first["scores"], second["scores"], strict=True):
         assert torch.equal(a, b)
+    assert first["few"].shape == (5, 6)
+    assert torch.equal(first["few"], second["few"])
     if name.startswith("var"):
         assert first["draw"] == second["draw"], "they would draw other batches from here on"
         ours, theirs = tensors(first["state"]), tensors(second["state"])
@@ -137,10 +145,12 @@ def test_all_processes_hold_the_same_bits(name: str, learned: tuple[Path, Path])
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", LEARNERS)
-def test_one_process_scores_the_same_model_alike(name: str, learned: tuple[Path, Path]) -> None:
+def test_one_process_scores_the_same_model_alike(
+    name: str, learned: tuple[Path, Path], tmp_path: Path
+) -> None:
     kept = torch.load(learned[1] / f"{name}-0.pt")
     stream = few_digits()
-    method = build(name, configured(name, ONE), stream)
+    method = build(name, configured(name, ONE, tmp_path), stream)
     method.load_state(kept["state"])
     results = score_groups(method, stream.experiences, ONE)
     for (scores, labels), shared in zip(results, kept["scores"], strict=True):
@@ -166,7 +176,7 @@ def test_what_they_learn_is_what_one_learns(name: str, learned: tuple[Path, Path
 
 
 def line(runs: Path, *arguments: str) -> list[str]:
-    return ["split_digits", *TINY, f"--runs={runs}", "--methods=[var]", *arguments]
+    return ["split_digits", *TINY, *folders(runs), "--methods=[var]", *arguments]
 
 
 @pytest.mark.integration

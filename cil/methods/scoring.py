@@ -21,10 +21,10 @@ BATCH_SIZE = 64  # images
 class Scorer(LightningModule):
     """Batches (images, labels) -> (scores (B, classes seen), labels (B,)), both on the CPU."""
 
-    allow_zero_length_dataloader_with_multiple_devices = True  # fewer batches than devices
-
     def __init__(self, method: Method) -> None:
         super().__init__()
+        # Where there are fewer batches than devices. (Lightning sets it to false for every object.)
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.method = method
 
     def predict_step(self, batch: list[Tensor], *_: int) -> tuple[Tensor, Tensor]:
