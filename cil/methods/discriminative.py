@@ -19,7 +19,7 @@ from cil.methods.avalanche_steps import following, without_noise
 from cil.methods.loading import workers
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.pickling import dumps, loads
-from cil.methods.training import autocast
+from cil.methods.training import autocast, fitting
 from cil.models.backbones import (
     SMALLEST_FOR_RESNET,
     Classifier,
@@ -207,14 +207,10 @@ class Discriminative:
         count = len(self.stream.experiences)
         title = f"{self.name} experience {self.experiences_learned + 1}/{count}"
         reading = self._reading(sum(len(experience.dataset) for experience in experiences))
-        try:
-            with following(strategy, title, log, self.show_progress):
-                # No evaluation in between: the protocol evaluates, on images of its own choice.
-                strategy.train(experiences, eval_streams=[], **reading)
-        except torch.OutOfMemoryError:
-            raise UserError(
-                f"{title} does not fit in the GPU's memory: lower discriminative.batch_size."
-            ) from None
+        attached = following(strategy, title, log, self.show_progress)
+        with fitting(title, "lower discriminative.batch_size"), attached:
+            # No evaluation in between: the protocol evaluates, on images of its own choice.
+            strategy.train(experiences, eval_streams=[], **reading)
         if not all(parameter.isfinite().all() for parameter in strategy.model.parameters()):
             raise UserError(
                 f"{title} diverged, its weights are no numbers any more: lower discriminative.lr."
@@ -228,6 +224,10 @@ class Discriminative:
     def _new_strategy(self) -> Any:
         from avalanche.training import supervised
         from avalanche.training.plugins import EvaluationPlugin
+        from avalanche.training.storage_policy import (
+            ClassBalancedBuffer,
+            ExperienceBalancedBuffer,
+        )
 
         model = self._new_model()
         arguments = {
@@ -241,7 +241,13 @@ class Discriminative:
         }
         if self.recipe.memory is not None:
             arguments[self.recipe.memory] = self.stored_images
-        return getattr(supervised, self.recipe.strategy)(**arguments)
+        strategy = getattr(supervised, self.recipe.strategy)(**arguments)
+        for plugin in strategy.plugins:
+            # By default each group gets as much of the memory, whatever its number of classes;
+            # the literature since iCaRL (arXiv 1611.07725) gives as much to each class.
+            if isinstance(getattr(plugin, "storage_policy", None), ExperienceBalancedBuffer):
+                plugin.storage_policy = ClassBalancedBuffer(plugin.mem_size)
+        return strategy
 
     def _new_model(self) -> Classifier:
         from avalanche.models import IncrementalClassifier

@@ -10,12 +10,15 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 
 from cil import parallel
 from cil.config import TrainerConfig
-from cil.errors import UserError
 from cil.methods.loading import workers
 from cil.methods.method import Method
-from cil.methods.training import new_trainer
+from cil.methods.training import fitting, new_trainer
 
 BATCH_SIZE = 64  # images
+FEWER_COPIES = (
+    "free what other programs use of it, or score fewer copies of an image with "
+    "--var.smoothing_samples"
+)
 
 
 class Scorer(LightningModule):
@@ -70,13 +73,8 @@ def score(
     batches_within = BatchesWithin(sizes)
     loader = DataLoader(together, batch_sampler=batches_within, num_workers=processes)
     trainer = new_trainer(settings, title=title, logger=False)
-    try:
+    with fitting(title, FEWER_COPIES):
         own: Any = trainer.predict(Scorer(method), loader) or []
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"{title} does not fit in the GPU's memory: free what other programs use of it, or "
-            "score fewer copies of an image with --var.smoothing_samples."
-        ) from None
     batches = parallel.collect(own)
     scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return list(zip(scores.split(sizes), labels.split(sizes), strict=True))

@@ -3,7 +3,8 @@
 import logging
 import warnings
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -146,16 +147,23 @@ def fit(
     trainer = new_trainer(
         settings, title=title, logger=logger, max_steps=steps, gradient_clip_val=clip
     )
-    try:
+    with fitting(title, f"lower {batch_key}"):
         trainer.fit(module, batches)
-    except torch.OutOfMemoryError:
-        raise UserError(f"{title} does not fit in the GPU's memory: lower {batch_key}.") from None
     if not all(value.isfinite() for value in trainer.callback_metrics.values()):
         raise UserError(
             f"{title} diverged, its loss is no number any more: lower the learning rate."
         )
     if steps % LOG_EVERY:  # the last step is always logged: it tells how many there were
         logger.log_metrics({k: v.item() for k, v in trainer.callback_metrics.items()}, steps - 1)
+
+
+@contextmanager
+def fitting(title: str, way_out: str) -> Iterator[None]:
+    """Turn a GPU's lack of memory within the block into a UserError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise UserError(f"{title} does not fit in the GPU's memory: {way_out}.") from None
 
 
 def new_trainer(settings: TrainerConfig, *, title: str, **options: Any) -> Trainer:

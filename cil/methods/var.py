@@ -26,7 +26,7 @@ from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.methods.loading import workers
 from cil.methods.made_once import State, digest, made_once
 from cil.methods.method import MethodSize, StepLog
-from cil.methods.scoring import BATCH_SIZE
+from cil.methods.scoring import BATCH_SIZE, FEWER_COPIES
 from cil.methods.seeding import seed_all
 from cil.methods.tokenizer import TokenizerModule
 from cil.methods.training import (
@@ -34,6 +34,7 @@ from cil.methods.training import (
     autocast,
     find_device,
     fit,
+    fitting,
     one_cycle,
     pays_to_compile,
 )
@@ -332,7 +333,8 @@ class VARMethod:
         encoding = Encoding(
             tokenizer.tokenize, tokenizer.tokens, device, processes, show, unreadable
         )
-        maps, facts = token_maps(images, views, encoding, path, key)
+        with fitting(f"{self.name} tokens", "free what other programs use of it"):
+            maps, facts = token_maps(images, views, encoding, path, key)
         self.stream.mark_unreadable({*unreadable(), *facts["unreadable"]})
         return maps, facts
 
@@ -412,8 +414,9 @@ class VARMethod:
         count = len(images)  # type: ignore[arg-type]
         device = find_device(self.trainer)
         results = []
-        for batch, labels in dealt(images, BATCH_SIZE, self._workers(count)):
-            results.append((value(batch.to(device, non_blocking=True)).cpu(), labels))
+        with fitting(f"{self.name} on held-out images", FEWER_COPIES):
+            for batch, labels in dealt(images, BATCH_SIZE, self._workers(count)):
+                results.append((value(batch.to(device, non_blocking=True)).cpu(), labels))
         values, labels_N = (
             torch.cat(part) for part in zip(*parallel.collect(results), strict=True)
         )

@@ -226,5 +226,6 @@ def _content(found: Sequence[dict[str, list[File]]], image_size: int, validation
     for split in found:
         for name, files in split.items():
             for file in files:
-                digest.update(f"{name}/{file.path} {file.size}\n".encode())
+                line = f"{name}/{file.path} {file.size}\n"
+                digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -14,7 +14,9 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
+from cil.cache import KEY, alone
 from cil.errors import UserError
+from cil.files import write_bytes
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # How files of a kind end. Nothing may follow in a whole PNG; cameras append to a JPEG.
@@ -50,16 +52,14 @@ def scan(folder: Path, classes: Sequence[str], cache: Path, decode: bool) -> dic
         raise UserError(
             f"{folder} has class folders without an image: {named(empty)}; fill or remove them."
         )
-    known = _load(_place(folder, cache, decode))
     every = [file for files in found.values() for file in files]
-    unseen = [file for file in every if not _same(known.get(file.path), file)]
-    if unseen:
-        with ThreadPoolExecutor() as threads:
-            looked = threads.map(lambda file: _look(folder, file, decode), unseen)
-            title = f"looking at the images of {folder}"
-            for file in tqdm(looked, title, len(unseen), unit="", disable=len(unseen) < _MANY):
-                known[file.path] = file
-        _save(_place(folder, cache, decode), [known[file.path] for file in every])
+    place = _place(folder, cache, decode)
+    with alone(place):
+        known = _load(place)
+        unseen = [file for file in every if not _same(known.get(file.path), file)]
+        if unseen:
+            known |= _looked_at(folder, unseen, decode)
+            _save(place, [known[file.path] for file in every])
     looked_at = [known[file.path] for file in every]
     faulty = [f"{file.path} ({file.fault})" for file in looked_at if file.fault]
     if faulty:
@@ -68,6 +68,15 @@ def scan(folder: Path, classes: Sequence[str], cache: Path, decode: bool) -> dic
             f"{named(faulty)}; replace or remove them."
         )
     return found
+
+
+def _looked_at(folder: Path, files: Sequence[File], decode: bool) -> dict[str, File]:
+    """The files by their paths, with what is wrong with them."""
+    with ThreadPoolExecutor() as threads:
+        looked = threads.map(lambda file: _look(folder, file, decode), files)
+        title = f"looking at the images of {folder}"
+        bar = tqdm(looked, title, len(files), unit="", disable=len(files) < _MANY)
+        return {file.path: file for file in bar}
 
 
 def named(things: Sequence[str]) -> str:
@@ -143,12 +152,4 @@ def _load(path: Path) -> dict[str, File]:
 
 
 def _save(path: Path, files: Sequence[File]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps([asdict(file) for file in files]), encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({error.strerror}): choose another folder with --cache."
-        ) from error
+    write_bytes(path, json.dumps([asdict(file) for file in files]).encode(), KEY)

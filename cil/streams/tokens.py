@@ -122,8 +122,8 @@ def token_maps(
         facts = found or _encode(Views(images, views, seed), encoding, path, key)
     maps = TokenMaps(path)
     if len(maps) >= _MANY and parallel.is_first():
-        how = "made" if found is None else "found"
-        print(f"{how} {len(maps):,} token maps: {path}, {cache.size(path)}", file=sys.stderr)
+        how = f"made in {facts['seconds']:.0f} s" if found is None else "found"
+        print(f"{len(maps):,} token maps {how}: {path}, {cache.size(path)}", file=sys.stderr)
     return maps, {**facts, "saved": 0.0 if found is None else facts["seconds"]}
 
 

@@ -3,6 +3,7 @@
 import io
 import multiprocessing
 import random
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -284,6 +285,18 @@ def test_states_hold_no_images(stream):
         assert len(file.getvalue()) < len(states[name]) + 5_000  # as it is, not coded as text
     assert len(states["replay"]) - len(states["finetune"]) < 30_000  # indices of 200 images
     assert len(states["joint"]) < len(states["finetune"]) / 2  # no optimiser: it starts afresh
+
+
+def test_every_class_has_as_much_of_the_memory():
+    """Also where groups differ in size; Avalanche's default gives as much to every group."""
+    stream = build_stream(digits(validation=0.15, augment=True), "b6-2", class_order(10, 1993))
+    method = make("replay", stream)
+    learn(method, 0, 1)
+    memory = next(p.storage_policy for p in method.strategy.plugins if hasattr(p, "storage_policy"))
+    counts = Counter(int(label) for label in memory.buffer.targets)
+    assert set(counts) == set(range(8))
+    assert set(counts.values()) <= {60 // 8, 60 // 8 + 1}
+    assert method.size().stored_images == sum(counts.values()) == 60
 
 
 def test_size_counts_parameters_and_stored_images(stream):

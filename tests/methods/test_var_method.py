@@ -12,6 +12,7 @@ from cil.classify.likelihood import by_scale
 from cil.classify.schedule import schedule
 from cil.config import StreamConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.errors import UserError
+from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
 from cil.methods.var import VARMethod, VARModule
 from cil.streams import open_stream
@@ -155,6 +156,16 @@ def test_too_little_memory_is_an_error_that_says_what_to_lower(
     monkeypatch.setattr(VARModule, "training_step", full)
     with pytest.raises(UserError, match=r"var trunk does not fit .* lower var\.batch_size"):
         method.learn(tiny_stream.experiences[0], lambda step, values: None)
+
+
+def test_too_little_memory_in_scoring_says_what_helps(learned, tiny_stream, quiet_cpu, monkeypatch):
+    def full(self, images):
+        raise torch.OutOfMemoryError("Tried to allocate 20 GiB")
+
+    method, _, _ = learned
+    monkeypatch.setattr(VARMethod, "scores", full)
+    with pytest.raises(UserError, match=r"evaluation 1 does not fit .*var\.smoothing_samples"):
+        score(method, [tiny_stream.experiences[0].test], quiet_cpu, "var evaluation 1")
 
 
 def test_the_adaptive_schedule_keeps_the_predictions(learned, tiny_stream, tiny_images):
