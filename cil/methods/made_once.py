@@ -14,15 +14,17 @@ from cil import cache, parallel
 from cil.files import replacing
 from cil.methods.method import StepLog
 
-State = dict[str, Any]
+State = dict[str, Any]  # tensors and plain values
+# Makes a state; it returns with it the seconds that other cached parts have saved.
+Make = Callable[[StepLog], tuple[State, float]]
 
 
 def made_once(
-    folder: Path, kind: str, key: Mapping[str, Any], make: Callable[[StepLog], State], log: StepLog
+    folder: Path, kind: str, key: Mapping[str, Any], make: Make, log: StepLog
 ) -> tuple[State, float]:
-    """What `make` returns, tensors and plain values, from the cache if it is there.
+    """The state that `make` returns, from the cache if it is there, and the seconds saved.
 
-    What was logged in making it is logged again. Returns it with the seconds that were saved.
+    What was logged in making it is logged again.
 
     Raises:
         UserError: it cannot be written.
@@ -31,7 +33,7 @@ def made_once(
     with cache.alone(path):
         facts = cache.find(path)
         if facts is None:
-            return _make(path, key, make, log), 0.0
+            return _make(path, key, make, log)
     if parallel.is_first():
         print(f"found the {kind} {path}, learned in {facts['seconds']:.0f} s", file=sys.stderr)
     for step, values in facts["log"]:
@@ -50,9 +52,7 @@ def digest(module: nn.Module) -> str:
     return result.hexdigest()
 
 
-def _make(
-    path: Path, key: Mapping[str, Any], make: Callable[[StepLog], State], log: StepLog
-) -> State:
+def _make(path: Path, key: Mapping[str, Any], make: Make, log: StepLog) -> tuple[State, float]:
     rows: list[tuple[int, dict[str, float]]] = []
 
     def noting(step: int, values: Mapping[str, float]) -> None:
@@ -60,10 +60,10 @@ def _make(
         log(step, values)
 
     began = time.perf_counter()
-    state = make(noting)
-    seconds = time.perf_counter() - began
+    state, saved = make(noting)
+    seconds = time.perf_counter() - began + saved
     if parallel.is_first():
         with replacing(path, cache.KEY) as file:
             torch.save(state, cast(IO[bytes], file))
         cache.keep(path, file.digest(), key, {"seconds": seconds, "log": rows})
-    return state
+    return state, saved

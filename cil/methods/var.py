@@ -258,7 +258,7 @@ class VARMethod:
         images = self._turned(experience.train, len(experience.labels))
         loaded = settings.steps * settings.batch_size
 
-        def make(log: StepLog) -> State:
+        def make(log: StepLog) -> tuple[State, float]:
             seed_all(seed, 0)
             fit(
                 TokenizerModule(
@@ -271,7 +271,7 @@ class VARMethod:
                 log=log,
                 batch_key="tokenizer.batch_size",
             )
-            return self.tokenizer.state_dict()
+            return self.tokenizer.state_dict(), 0.0
 
         key = {
             "images": self._images_key(experience, self.turns),
@@ -289,8 +289,8 @@ class VARMethod:
         """Teach the trunk by the first group's turned images, then fit the scale weights."""
         classes, steps = len(experience.labels), self.settings.first_steps
 
-        def make(log: StepLog) -> State:
-            tokens, _ = self._token_maps(experience, self.turns)
+        def make(log: StepLog) -> tuple[State, float]:
+            tokens, facts = self._token_maps(experience, self.turns)
             seed_all(seed, 1)
             self.model.start(self.turns * classes)
             title = f"{self.name} trunk"
@@ -298,7 +298,8 @@ class VARMethod:
             held_out = Views(self._turned(experience.validation, classes), 1, seed=0)
             weights_K = self._fitted_scale_weights(held_out)
             self.model.end_start()
-            return {"model": self.model.state_dict(), "scale_weights": weights_K}
+            state = {"model": self.model.state_dict(), "scale_weights": weights_K}
+            return state, facts["saved"]
 
         settings = {k: v for k, v in asdict(self.settings).items() if k not in _AFTER_THE_TRUNK}
         key = {
