@@ -159,8 +159,8 @@ class TrainerConfig:
     """Whether the VAR goes through torch.compile: auto compiles, on a GPU, trunks of 10 million
     parameters or more; smaller ones are done before they are compiled."""
     workers: int | None = None
-    """Processes that read images; null takes all cores, or none where there is little to read.
-    Their number changes how the images are varied at random."""
+    """Processes that read images; null takes all cores, or none where there is little to read. Of
+    the discriminative methods their number changes how images are varied at random."""
     progress: bool = True
     """Whether to show progress bars."""
 

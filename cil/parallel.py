@@ -220,7 +220,7 @@ class Share:
     def __init__(self, batches: Any) -> None:
         self.batches = batches
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         for rows in self.batches:
             yield deal(rows[: len(rows) - len(rows) % _here.world])
 
@@ -228,7 +228,7 @@ class Share:
         return len(self.batches)
 
 
-def share(batches: Iterable[list[int]]) -> Any:
+def share(batches: Iterable[list[Any]]) -> Any:
     """This process's part of a sampler of batches, which must draw the same ones on every rank."""
     return batches if _here.world == 1 else Share(batches)
 

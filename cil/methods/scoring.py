@@ -70,8 +70,12 @@ def score(
     sizes = [len(dataset) for dataset in datasets]  # type: ignore[arg-type]
     together: ConcatDataset = ConcatDataset(datasets)
     processes = workers(settings, len(together), together[0][0].shape[-1])
-    batches_within = BatchesWithin(sizes)
-    loader = DataLoader(together, batch_sampler=batches_within, num_workers=processes)
+    loader = DataLoader(
+        together,
+        batch_sampler=BatchesWithin(sizes),
+        num_workers=processes,
+        generator=torch.Generator(),  # or devices without a batch draw less than the others
+    )
     trainer = new_trainer(settings, title=title, logger=False)
     with fitting(title, FEWER_COPIES):
         own: Any = trainer.predict(Scorer(method), loader) or []

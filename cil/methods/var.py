@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cil import parallel
-from cil.cache import place
+from cil.cache import hashed, place
 from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
@@ -149,7 +149,7 @@ class VARMethod:
             saved += self._learn_tokenizer(experience, seed, log)
             saved += self._learn_trunk(experience, seed, log)
             steps_before = self.tokenizer_settings.steps + self.settings.first_steps
-        tokens, facts = self._token_maps(experience, turns=1)
+        tokens, facts = self._token_maps(experience, 1, seed)
         use = facts["codes"] / self.tokenizer_settings.vocabulary
         log(steps_before, {"tokenizer/codebook_use": use})
         self.codebook_use.append(use)
@@ -290,7 +290,7 @@ class VARMethod:
         classes, steps = len(experience.labels), self.settings.first_steps
 
         def make(log: StepLog) -> tuple[State, float]:
-            tokens, facts = self._token_maps(experience, self.turns)
+            tokens, facts = self._token_maps(experience, self.turns, seed)
             seed_all(seed, 1)
             self.model.start(self.turns * classes)
             title = f"{self.name} trunk"
@@ -315,18 +315,19 @@ class VARMethod:
         self.scale_weights_K = state["scale_weights"]
         return saved
 
-    def _token_maps(self, experience: Experience, turns: int) -> tuple[TokenMaps, dict[str, Any]]:
+    def _token_maps(
+        self, experience: Experience, turns: int, seed: int
+    ) -> tuple[TokenMaps, dict[str, Any]]:
         """An experience's token maps, of images turned by up to so many quarters, and facts."""
         device = find_device(self.trainer)
         self.tokenizer.to(device)
         images = self._turned(experience.train, len(experience.labels), turns)
         views = self.settings.views
         processes = self._workers(views * len(images))  # type: ignore[arg-type]
-        key = {
-            "images": self._images_key(experience, turns),
-            "views": views,
-            "tokenizer": digest(self.tokenizer),
-        }
+        drawn = {"images": self._images_key(experience, turns), "views": views, "seed": seed}
+        # Not from the tokenizer: rounding must not decide how images are varied.
+        first_seed = int(hashed(drawn)[:15], 16)  # which leaves room for a row's number
+        key = {**drawn, "tokenizer": digest(self.tokenizer)}
         name = f"{self.stream.name}-{experience.index}"
         path = place(self.cache / "tokens", name, key, ".npy")
         show = self.trainer.progress
@@ -335,7 +336,7 @@ class VARMethod:
             tokenizer.tokenize, tokenizer.tokens, device, processes, show, unreadable
         )
         with fitting(f"{self.name} tokens", "free what other programs use of it"):
-            maps, facts = token_maps(images, views, encoding, path, key)
+            maps, facts = token_maps(Views(images, views, first_seed), encoding, path, key)
         self.stream.mark_unreadable({*unreadable(), *facts["unreadable"]})
         return maps, facts
 

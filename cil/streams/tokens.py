@@ -3,10 +3,11 @@
 Shapes: N token maps (images times views), B of a batch, L tokens.
 """
 
+import itertools
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import (
     DataLoader,
     Dataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
     Subset,
 )
@@ -53,23 +55,37 @@ class Turned(Dataset):
         return torch.rot90(image, quarter, (1, 2)), label + quarter * self.classes
 
 
-class Views(Dataset):
-    """Several passes over a dataset that varies its images; row n is the same image every time.
+class Drawn(Dataset):
+    """A dataset that varies its images, asked for (item, seed).
 
-    Each row is drawn from a seed of its own, whichever process draws it.
+    An image so depends on its seed alone, and not on which process or device loads it.
     """
 
-    def __init__(self, images: Dataset, views: int, seed: int) -> None:
-        self.images, self.views, self.seed = images, views, seed
+    def __init__(self, images: Dataset) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return self.views * len(self.images)  # type: ignore[arg-type]
+        return len(self.images)  # type: ignore[arg-type]
 
-    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+    def __getitem__(self, asked: tuple[int, int]) -> tuple[Tensor, int]:
+        item, seed = asked
         with torch.random.fork_rng(devices=[]):
             # Not torch.manual_seed, which would seed the GPUs as well.
-            torch.default_generator.manual_seed(self.seed + row)
-            return self.images[row % len(self.images)]  # type: ignore[arg-type]
+            torch.default_generator.manual_seed(seed)
+            return self.images[item]
+
+
+class Views(Dataset):
+    """Several passes over a dataset that varies its images; row n is the same image every time."""
+
+    def __init__(self, images: Dataset, views: int, seed: int) -> None:
+        self.images, self.views, self.seed = Drawn(images), views, seed
+
+    def __len__(self) -> int:
+        return self.views * len(self.images)
+
+    def __getitem__(self, row: int) -> tuple[Tensor, int]:
+        return self.images[row % len(self.images), self.seed + row]
 
 
 class TokenMaps(Dataset):
@@ -105,9 +121,9 @@ class Encoding:
 
 
 def token_maps(
-    images: Dataset, views: int, encoding: Encoding, path: Path, key: Mapping[str, Any]
+    images: Views, encoding: Encoding, path: Path, key: Mapping[str, Any]
 ) -> tuple[TokenMaps, dict[str, Any]]:
-    """`views` views of each image as token maps, from the file `path` if it is there.
+    """Images as token maps, from the file `path` if it is there.
 
     `key` is what it was named by (see `cache.place`). Returns them with facts: "seconds" they took
     to make, of which "saved" were saved now, "codes", how many different ones occur, and
@@ -116,10 +132,9 @@ def token_maps(
     Raises:
         UserError: the file cannot be written.
     """
-    seed = int(cache.hashed(key)[:15], 16)  # leaves room for adding a row's number
     with cache.alone(path):
         found = cache.find(path)
-        facts = found or _encode(Views(images, views, seed), encoding, path, key)
+        facts = found or _encode(images, encoding, path, key)
     maps = TokenMaps(path)
     if len(maps) >= _MANY and parallel.is_first():
         how = f"made in {facts['seconds']:.0f} s" if found is None else "found"
@@ -129,7 +144,8 @@ def token_maps(
 
 def shuffled(data: TokenMaps, batch_size: int) -> DataLoader:
     """Batches of token maps in a new order each pass; this device's share of each of them."""
-    return DataLoader(data, sampler=_shuffled_rows(data, batch_size), batch_size=None)
+    rows = parallel.share(_shuffled_rows(data, batch_size))
+    return DataLoader(data, sampler=rows, batch_size=None)
 
 
 def shuffled_images(images: Dataset, batch_size: int, workers: int) -> DataLoader:
@@ -138,8 +154,8 @@ def shuffled_images(images: Dataset, batch_size: int, workers: int) -> DataLoade
     Of several devices each gets its share of every batch.
     """
     return DataLoader(
-        images,
-        batch_sampler=_shuffled_rows(images, batch_size),
+        Drawn(images),
+        batch_sampler=parallel.share(_Seeded(_shuffled_rows(images, batch_size))),
         num_workers=workers,
         persistent_workers=workers > 0,
         pin_memory=torch.cuda.is_available(),
@@ -176,9 +192,24 @@ def in_memory(images: Dataset) -> tuple[Tensor, Tensor]:
     return torch.cat(every), torch.cat(labels)
 
 
-def _shuffled_rows(data: Dataset, batch_size: int) -> Any:
+class _Seeded(Sampler):
+    """Batches of (item, seed) from batches of items."""
+
+    def __init__(self, batches: BatchSampler) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        seeds = itertools.count(int(torch.randint(2**62, ())))
+        for batch in self.batches:
+            yield list(zip(batch, seeds, strict=False))
+
+
+def _shuffled_rows(data: Dataset, batch_size: int) -> BatchSampler:
     least = min(batch_size, len(data))  # type: ignore[arg-type]
-    return parallel.share(BatchSampler(RandomSampler(data), least, drop_last=True))  # type: ignore[arg-type]
+    return BatchSampler(RandomSampler(data), least, drop_last=True)  # type: ignore[arg-type]
 
 
 def _encode(

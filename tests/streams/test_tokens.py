@@ -57,7 +57,7 @@ def made(images, tokenizer, folder: Path, workers: int = 0, **key) -> tuple[Toke
     )
     key = {"views": VIEWS, **key}
     path = cache_module.place(folder, "digits", key, ".npy")
-    maps, facts = token_maps(images, VIEWS, encoding, path, key)
+    maps, facts = token_maps(Views(images, VIEWS, seed=0), encoding, path, key)
     return maps, facts, counting.images
 
 
@@ -144,7 +144,7 @@ def test_what_was_cut_short_does_not_count(images, tokenizer, cache):
     )
     path = cache_module.place(cache, "digits", {"views": VIEWS}, ".npy")
     with pytest.raises(RuntimeError, match="killed"):
-        token_maps(images, VIEWS, encoding, path, {"views": VIEWS})
+        token_maps(Views(images, VIEWS, seed=0), encoding, path, {"views": VIEWS})
     assert not path.exists()
     _, _, encoded = made(images, tokenizer, cache)
     assert encoded == VIEWS * len(images)
