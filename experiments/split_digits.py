@@ -27,7 +27,8 @@ def main() -> None:
     config, fresh = parse("split_digits", options)
     runs = run("split_digits", config, fresh)
     command = " ".join(["python -m experiments.split_digits", *sys.argv[1:]])
-    publish(runs, Path(__file__).parent / "results" / "split_digits", command)
+    if runs:  # of several processes the first one alone has them
+        publish(runs, Path(__file__).parent / "results" / "split_digits", command)
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ from cil.streams.tokens import (
     TokenMaps,
     Turned,
     Views,
-    dealt,
+    in_order,
     shuffled,
     shuffled_images,
     token_maps,
@@ -413,11 +413,11 @@ class VARMethod:
 
         Several devices share the batches, and each gets the values of all.
         """
-        count = len(images)  # type: ignore[arg-type]
+        processes = self._workers(len(images))  # type: ignore[arg-type]
         device = find_device(self.trainer)
         results = []
         with fitting(f"{self.name} on held-out images", FEWER_COPIES):
-            for batch, labels in dealt(images, BATCH_SIZE, self._workers(count)):
+            for batch, labels in in_order(images, BATCH_SIZE, processes, dealt=True):
                 results.append((value(batch.to(device, non_blocking=True)).cpu(), labels))
         values, labels_N = (
             torch.cat(part) for part in zip(*parallel.collect(results), strict=True)

@@ -27,7 +27,7 @@ from torch.utils.data import (
 from tqdm import tqdm
 
 from cil import cache, parallel
-from cil.files import explained, replacing
+from cil.files import HashingWriter, explained, replacing
 
 MOST_CODES = int(np.iinfo(np.int16).max) + 1  # tokens are kept as 16-bit numbers
 _MOST_PIXELS = 2**22  # encoded at once: 64 images of 256 pixels a side
@@ -162,26 +162,20 @@ def shuffled_images(images: Dataset, batch_size: int, workers: int) -> DataLoade
     )
 
 
-def in_order(images: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
-    """Batches (images, labels) in the order of the dataset; draws no random numbers."""
-    return DataLoader(
-        images,
-        batch_size=batch_size,
-        num_workers=workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # of the seeds of its processes, else the global one
-    )
+def in_order(
+    images: Dataset, batch_size: int, workers: int = 0, *, dealt: bool = False
+) -> DataLoader:
+    """Batches (images, labels) in the order of the dataset; draws no random numbers.
 
-
-def dealt(images: Dataset, batch_size: int, workers: int = 0) -> DataLoader:
-    """The same batches; of several devices each gets some of them (see `parallel.collect`)."""
+    With `dealt`, of several devices each gets some of the batches (see `parallel.collect`).
+    """
     batches = list(BatchSampler(SequentialSampler(images), batch_size, drop_last=False))  # type: ignore[arg-type]
     return DataLoader(
         images,
-        batch_sampler=parallel.deal(batches),
+        batch_sampler=parallel.deal(batches) if dealt else batches,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
+        generator=torch.Generator(),  # of the seeds of its processes, else the global one
     )
 
 
@@ -221,23 +215,19 @@ def _encode(
     ends = [len(images) * i // parallel.world() for i in range(parallel.world() + 1)]
     mine = Subset(images, range(ends[parallel.rank()], ends[parallel.rank() + 1]))
     parts = [path.with_name(f"{path.name}.part{rank}") for rank in range(parallel.world())]
-    used = np.zeros(MOST_CODES, dtype=bool)
-    with replacing(path if parallel.is_first() else parts[parallel.rank()], cache.KEY) as file:
-        if parallel.is_first():
+    if parallel.is_first():
+        with replacing(path, cache.KEY) as file:
             header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False}
             np.lib.format.write_array_header_1_0(file, {**header, "shape": (len(images),)})
-        for tokens_BL, labels_B in _encoded(mine, encoding):
-            rows = np.empty(len(labels_B), kind)
-            rows["tokens"], rows["label"] = tokens_BL, labels_B
-            used[np.unique(rows["tokens"])] = True
-            file.write(rows.tobytes())
-        if parallel.is_first():
+            used = _write(file, mine, encoding, kind)
             parallel.barrier()  # the other parts are whole
             for part in parts[1:]:
                 with part.open("rb") as other:
                     shutil.copyfileobj(other, file)
                 part.unlink()
-    if not parallel.is_first():
+    else:
+        with replacing(parts[parallel.rank()], cache.KEY) as file:
+            used = _write(file, mine, encoding, kind)
         parallel.barrier()
     codes = int(np.any(parallel.gather(used), axis=0).sum())
     unreadable = sorted(set().union(*parallel.gather(encoding.unreadable())))
@@ -247,6 +237,17 @@ def _encode(
         cache.keep(path, file.digest(), key, facts)
     parallel.barrier()
     return facts
+
+
+def _write(file: HashingWriter, images: Dataset, encoding: Encoding, kind: np.dtype) -> np.ndarray:
+    """Write the rows of these images; returns which codes they use (MOST_CODES,)."""
+    used = np.zeros(MOST_CODES, dtype=bool)
+    for tokens_BL, labels_B in _encoded(images, encoding):
+        rows = np.empty(len(labels_B), kind)
+        rows["tokens"], rows["label"] = tokens_BL, labels_B
+        used[np.unique(rows["tokens"])] = True
+        file.write(rows.tobytes())
+    return used
 
 
 @torch.inference_mode()
