@@ -5,11 +5,11 @@ included, so that what does not match is never found. The note, NAME.json, is wr
 counts from then on. It holds the file's sha256, by which damage is noticed.
 """
 
-import fcntl
 import hashlib
 import json
 import re
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cil import parallel
-from cil.files import explained, plain_value, write_json
+from cil.files import explained, lock, plain_value, write_json
 
 KEY = "--cache"  # the setting that chooses the folder
 _DECIDES = ("models", "methods", "classify", "streams")  # the packages whose code counts
@@ -50,9 +50,10 @@ def _find(path: Path) -> dict[str, Any] | None:
         return None
     try:
         facts: dict[str, Any] = json.loads(note.read_bytes())
+        whole = facts.pop("note") == hashed(facts)
         with path.open("rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+            whole &= hashlib.file_digest(file, "sha256").hexdigest() == facts["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
         print(f"{path} is damaged and is made again", file=sys.stderr)
@@ -62,7 +63,8 @@ def _find(path: Path) -> dict[str, Any] | None:
 
 def keep(path: Path, sha256: str, key: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     """Let a written file count, with the facts that `find` is to give back (plain values)."""
-    write_json(_note(path), {**facts, "made_from": dict(key), "sha256": sha256}, KEY)
+    content = {**facts, "made_from": dict(key), "sha256": sha256}
+    write_json(_note(path), {**content, "note": hashed(content)}, KEY)
 
 
 @contextmanager
@@ -71,15 +73,14 @@ def alone(path: Path) -> Iterator[None]:
     if not parallel.is_first():  # which holds it for all devices of this run
         yield
         return
-    lock = path.with_name(f".{path.name}.lock")
-    with explained(lock, KEY):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        held = lock.open("a")
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+    with explained(path.parent, KEY):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    place, said = path.with_name(f".{path.name}.lock"), False
+    while (held := lock(place, KEY)) is None:
+        if not said:
             print(f"waiting for another run, which is making {path} ...", file=sys.stderr)
-            fcntl.flock(held, fcntl.LOCK_EX)
+        said = True
+        time.sleep(0.2)
     with held:  # closing it lets go, as does the end of the process
         yield
 
@@ -99,6 +100,6 @@ def _code() -> str:
     digest = hashlib.sha256()
     root = Path(__file__).parent
     for part in _DECIDES:
-        for file in sorted((root / part).rglob("*.py")):
+        for file in sorted([root / "parallel.py", *(root / part).rglob("*.py")]):
             digest.update(file.relative_to(root).as_posix().encode() + b"\n" + file.read_bytes())
     return digest.hexdigest()

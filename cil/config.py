@@ -190,7 +190,7 @@ class Config:
     """Folder of the records; a run lands in RUNS/EXPERIMENT/METHOD/seedK."""
     cache: str = "cache"
     """Folder of what is made once and used again: scans of image folders, drawn glyphs, tokenizers,
-    trunks and token maps. It may be deleted at any time."""
+    trunks and token maps. Delete it whenever no run is using it."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     var: VARConfig = field(default_factory=VARConfig)

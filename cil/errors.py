@@ -7,6 +7,10 @@ class UserError(Exception):
     `python -m cil.run` prints the sentence without a traceback and exits with code 2.
     """
 
+    def __init__(self, sentence: str) -> None:
+        # torch raises one from a loading process again, with the traceback in front of it.
+        super().__init__(sentence.rpartition("cil.errors.UserError: ")[2].strip())
+
 
 def is_interrupt(error: BaseException) -> bool:
     """Whether it stems from Ctrl-C, also where Lightning has made an exit of it."""

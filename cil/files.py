@@ -68,7 +68,7 @@ def replacing(path: Path, key: str = "--runs") -> Iterator[HashingWriter]:
     """Write `path` whole or not at all, also when the process is killed in between.
 
     The bytes go to a temporary name in the same folder, reach the disk, and are then renamed.
-    Only one process may write into a folder at a time (see `lock`), so the name can be fixed.
+    Only one process may write a file at a time (see `lock`), so the name can be fixed.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -143,13 +143,13 @@ def damaged(path: Path, how: str = "is damaged") -> UserError:
 _locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()
 
 
-def lock(path: Path) -> IO[str] | None:
+def lock(path: Path, key: str = "--runs") -> IO[str] | None:
     """Take an exclusive lock that ends with this process; None when another process holds it.
 
     Close the returned file to let go. A forked child (a DataLoader worker) would hold the lock on
     after its parent was killed, so children close their copy.
     """
-    with explained(path):
+    with explained(path, key):
         file = path.open("a", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

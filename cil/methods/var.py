@@ -299,7 +299,7 @@ class VARMethod:
             weights_K = self._fitted_scale_weights(held_out)
             self.model.end_start()
             state = {"model": self.model.state_dict(), "scale_weights": weights_K}
-            return state, facts["saved"]
+            return {**state, "unreadable": self.stream.unreadable()}, facts["saved"]
 
         settings = {k: v for k, v in asdict(self.settings).items() if k not in _AFTER_THE_TRUNK}
         key = {
@@ -313,6 +313,7 @@ class VARMethod:
         state, saved = made_once(self.cache, "trunk", key, make, log)
         self.model.load_state_dict(state["model"])
         self.scale_weights_K = state["scale_weights"]
+        self.stream.mark_unreadable({*self.stream.unreadable(), *state["unreadable"]})
         return saved
 
     def _token_maps(
@@ -327,7 +328,7 @@ class VARMethod:
         drawn = {"images": self._images_key(experience, turns), "views": views, "seed": seed}
         # Not from the tokenizer: rounding must not decide how images are varied.
         first_seed = int(hashed(drawn)[:15], 16)  # which leaves room for a row's number
-        key = {**drawn, "tokenizer": digest(self.tokenizer)}
+        key = {**drawn, "tokenizer": digest(self.tokenizer), "computed": self._computed()}
         name = f"{self.stream.name}-{experience.index}"
         path = place(self.cache / "tokens", name, key, ".npy")
         show = self.trainer.progress
@@ -357,7 +358,9 @@ class VARMethod:
     def _computed(self) -> dict[str, Any]:
         """On what, and how exactly: it decides the last bits."""
         device = find_device(self.trainer).type
-        return {"device": device, "precision": self.trainer.precision, "torch": torch.__version__}
+        with autocast(self.trainer):
+            precision = "bf16-mixed" if torch.is_autocast_enabled(device) else "32-true"
+        return {"device": device, "precision": precision, "torch": torch.__version__}
 
     def train_on(
         self, tokens: TokenMaps, steps: int, title: str, log: StepLog, first_step: int = 0

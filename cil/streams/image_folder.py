@@ -45,21 +45,26 @@ class ImageFiles(Dataset):
         for other in itertools.chain([item], self._others_of_class(item)):
             try:
                 return decode(self.folder / str(self.paths[other]), self.size), target
-            except (OSError, SyntaxError, ValueError):
+            except MemoryError:
+                raise
+            except Exception:  # decoders of damaged files raise whatever comes to hand
                 self.unreadable[other] = True
         raise UserError(
             f"{self.folder} has no readable image left in the class of {self.paths[item]}."
         )
 
     def marked(self) -> list[str]:
-        """Paths of the files that are marked, by whichever process."""
+        """Paths below the stream's root of the files that are marked, by whichever process."""
         marked = self.unreadable.nonzero()[:, 0].tolist()
-        return [str(self.folder / str(self.paths[i])) for i in marked]
+        return [self._name(i) for i in marked]
 
     def mark(self, names: Collection[str]) -> None:
         """Let the files of these names, and no others, be marked."""
-        chosen = [str(self.folder / str(path)) in names for path in self.paths] if names else False
+        chosen = [self._name(i) in names for i in range(len(self))] if names else False
         self.unreadable[:] = torch.tensor(chosen)
+
+    def _name(self, item: int) -> str:
+        return f"{self.folder.name}/{self.paths[item]}"
 
     def _others_of_class(self, item: int) -> Iterator[int]:
         """The other images of its class, those that follow it first."""
@@ -183,6 +188,7 @@ def _classes(train: Path, test: Path, class_list: str | None) -> list[str]:
     else:
         names = sorted(there[train])
         origin = f"of {train}"
+    _check_names(train, names)
     for folder, found in there.items():
         missing = [name for name in names if name not in found]
         if missing:
@@ -191,6 +197,16 @@ def _classes(train: Path, test: Path, class_list: str | None) -> list[str]:
                 f"{named(missing)}."
             )
     return names
+
+
+def _check_names(train: Path, names: Sequence[str]) -> None:
+    """Records and W&B take no other names."""
+    bad = [name for name in names if name.encode("utf-8", "replace").decode() != name]
+    if bad:
+        shown = named([name.encode("utf-8", "backslashreplace").decode() for name in bad])
+        raise UserError(
+            f"{train} has class folders whose names are no UTF-8: {shown}; rename them."
+        )
 
 
 def _read_list(class_list: str) -> list[str]:
@@ -221,11 +237,11 @@ def _flat(found: dict[str, list[File]]) -> tuple[list[str], list[int]]:
 
 
 def _content(found: Sequence[dict[str, list[File]]], image_size: int, validation: float) -> str:
-    """Hashes names and sizes of the files: reading 100,000 of them would take minutes."""
+    """Hashes the files by what the scan has read of them."""
     digest = hashlib.sha256(f"middle square {image_size} {validation}".encode())
     for split in found:
         for name, files in split.items():
             for file in files:
-                line = f"{name}/{file.path} {file.size}\n"
+                line = f"{name}/{file.path} {file.digest}\n"
                 digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()

@@ -33,15 +33,16 @@ class File:
     path: str  # below the scanned folder
     size: int  # bytes
     changed: int  # nanoseconds since 1970
+    digest: str = ""  # hex, of its content
     fault: str | None = None  # why it cannot be read
 
 
 def scan(folder: Path, classes: Sequence[str], cache: Path, decode: bool) -> dict[str, list[File]]:
     """The image files of each class folder, in order of their paths.
 
-    Looks at how every file begins and ends; with `decode` every image is decoded. What was found is
-    kept in `cache`, and only new or changed files are looked at again. Files with other endings
-    than those of images, and hidden ones, are left out.
+    Reads every file and looks at how it begins and ends; with `decode` every image is decoded. What
+    was found is kept in `cache`, and only new or changed files are looked at again. Files with
+    other endings than those of images, and hidden ones, are left out.
 
     Raises:
         UserError: a file is no image or not whole, a class folder holds no image.
@@ -67,7 +68,7 @@ def scan(folder: Path, classes: Sequence[str], cache: Path, decode: bool) -> dic
             f"Of {len(every)} files in {folder}, {len(faulty)} cannot be read as images: "
             f"{named(faulty)}; replace or remove them."
         )
-    return found
+    return {name: [known[file.path] for file in files] for name, files in found.items()}
 
 
 def _looked_at(folder: Path, files: Sequence[File], decode: bool) -> dict[str, File]:
@@ -106,30 +107,34 @@ def _stat(folder: Path, path: Path) -> File:
     try:
         facts = path.stat()
     except OSError as error:  # a link to nowhere
-        return File(relative, 0, 0, error.strerror)
+        return File(relative, 0, 0, fault=error.strerror)
     return File(relative, facts.st_size, facts.st_mtime_ns)
 
 
 def _same(known: File | None, file: File) -> bool:
-    return known is not None and (known.size, known.changed) == (file.size, file.changed)
+    if known is None or known.fault is not None:  # it may have been a disk's that has passed
+        return False
+    return (known.size, known.changed) == (file.size, file.changed)
 
 
 def _look(folder: Path, file: File, decode: bool) -> File:
     """The file, with what is wrong with it."""
     from PIL import Image
 
-    fault = file.fault
+    fault, digest = file.fault, ""
     if fault is None:
         try:
             with (folder / file.path).open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+                stream.seek(0)
                 fault = _cut_off(stream, file.size)
             if fault is None:
                 with Image.open(folder / file.path) as image:
                     if decode:
                         image.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except Exception as error:  # decoders of damaged files raise whatever comes to hand
             fault = "no image" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-    return File(file.path, file.size, file.changed, fault)
+    return File(file.path, file.size, file.changed, digest, fault)
 
 
 def _cut_off(stream: BinaryIO, size: int) -> str | None:

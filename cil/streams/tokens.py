@@ -245,7 +245,7 @@ def _write(file: HashingWriter, images: Dataset, encoding: Encoding, kind: np.dt
     for tokens_BL, labels_B in _encoded(images, encoding):
         rows = np.empty(len(labels_B), kind)
         rows["tokens"], rows["label"] = tokens_BL, labels_B
-        used[np.unique(rows["tokens"])] = True
+        used[rows["tokens"]] = True
         file.write(rows.tobytes())
     return used
 
@@ -256,6 +256,8 @@ def _encoded(images: Dataset, encoding: Encoding) -> Iterable[tuple[np.ndarray, 
 
     A batch's tokens are fetched when the next one's work has been handed to the GPU.
     """
+    if not len(images):  # type: ignore[arg-type]  # fewer than devices
+        return
     pixels = images[0][0][0].numel()
     loader = in_order(images, max(1, min(1024, _MOST_PIXELS // pixels)), encoding.workers)
     hidden = not encoding.progress or len(loader) < _LONG or not parallel.is_first()

@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from cil.errors import UserError
+from cil.streams import image_folder as module
 from cil.streams import open_stream
 from cil.streams.image_folder import ImageFiles, ShiftAndMirror, decode, image_folder
 from cil.streams.stream import Source, build_stream
@@ -155,8 +156,33 @@ def test_a_scan_is_remembered(root: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert len(opened(root).train) == 18
     (scan,) = (root.parent / "cache" / "scans").glob("train-*.json")
     scan.write_text("[{")
-    with pytest.raises(TypeError):  # nothing is known any more: every file is opened again
-        opened(root)
+    # Nothing is known any more: every file is opened again.
+    assert "24 cannot be read" in refusal(root)
+
+
+def test_other_pictures_in_files_of_one_size_are_other_images(tmp_path: Path) -> None:
+    root = tmp_path / "photos"
+    for split, name, number in (
+        ("train", "a", 0),
+        ("train", "b", 1),
+        ("val", "a", 2),
+        ("val", "b", 3),
+    ):
+        (root / split / name).mkdir(parents=True)
+        for i in range(2):
+            picture(number + 4 * i).save(root / split / name / f"{i}.bmp")
+    before = image_folder(root, 16, 0.5, True, True, tmp_path / "cache").content
+    file = root / "train" / "a" / "0.bmp"
+    size = file.stat().st_size
+    picture(50).save(file)
+    assert file.stat().st_size == size
+    assert image_folder(root, 16, 0.5, True, True, tmp_path / "cache").content != before
+
+
+def test_class_names_that_are_no_text_are_refused(root: Path) -> None:
+    for split in ("train", "val"):
+        os.rename(root / split / "apfel", os.fsencode(root / split) + b"/\xff")
+    assert "names are no UTF-8: \\udcff; rename" in refusal(root)
 
 
 def middle(path: Path) -> list[float]:
@@ -206,21 +232,40 @@ def test_pictures_stand_upright(tmp_path: Path) -> None:
     assert image[:, -6:].mean() < -0.9
 
 
-def test_a_file_that_breaks_later_is_counted_and_replaced(root: Path) -> None:
+def raising(error: type[Exception], broken: Path) -> Callable[[Path, int], torch.Tensor]:
+    """Decoders of damaged files raise whatever comes to hand."""
+
+    def decoding(path: Path, size: int) -> torch.Tensor:
+        if path == broken:
+            raise error
+        return decode(path, size)
+
+    return decoding
+
+
+def test_a_file_that_breaks_later_is_counted_and_replaced(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files: ImageFiles = opened(root).train  # type: ignore[assignment]
     (root / "train" / str(files.paths[0])).write_bytes(b"gone")
     (root / "train" / str(files.paths[1])).unlink()
     image, label = files[0]
     assert label == 0
     assert torch.equal(image, files[2][0])
-    first, second = (str(files.folder / path) for path in files.paths[:2])
+    first, second = (f"train/{path}" for path in files.paths[:2])
     assert files.marked() == [first, second]
     files.mark({second, "of another split"})
     assert files.marked() == [second]
+    monkeypatch.setattr(module, "decode", raising(TypeError, files.folder / str(files.paths[3])))
+    assert torch.equal(files[3][0], files[4][0])
+    monkeypatch.undo()
     for path in files.paths[:6]:
         (root / "train" / str(path)).write_bytes(b"gone")
     with pytest.raises(UserError, match="no readable image left"):
         files[3]
+    with pytest.raises(UserError) as error:
+        list(DataLoader(files, num_workers=1))
+    assert str(error.value).startswith(str(files.folder))  # no traceback of the other process
 
 
 def test_the_stream_says_which_files_of_every_split_broke(root: Path) -> None:
@@ -237,7 +282,7 @@ def test_the_stream_says_which_files_of_every_split_broke(root: Path) -> None:
         for view in splits:
             loader = DataLoader(view, num_workers=1, multiprocessing_context=context)
             assert len(list(loader)) == len(view)  # type: ignore[arg-type]
-        assert stream.unreadable() == [str(path) for path in broken]
+        assert stream.unreadable() == ["/".join(path.parts[-3:]) for path in broken]
         stream.mark_unreadable(())
         assert stream.unreadable() == []
 

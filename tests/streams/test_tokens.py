@@ -1,6 +1,8 @@
 """Token maps of real digits: made once, found again, and made again when something is wrong."""
 
 import errno
+import multiprocessing
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from cil import cache as cache_module
 from cil.errors import UserError
+from cil.files import lock
 from cil.methods.var_parts import build_tokenizer
 from cil.streams.tokens import (
     Encoding,
@@ -114,7 +117,7 @@ def test_whoever_loads_them_they_are_the_same(images, tokenizer, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)  # nor does anything else depend on it
 
 
-@pytest.mark.parametrize("damage", ["a byte", "cut off", "no file", "half a note"])
+@pytest.mark.parametrize("damage", ["a byte", "cut off", "no file", "half a note", "a fact"])
 def test_damage_is_noticed_and_mended(damage, images, tokenizer, cache, capsys):
     maps, _, _ = made(images, tokenizer, cache)
     expected = [part.clone() for part in content(maps)]
@@ -127,8 +130,10 @@ def test_damage_is_noticed_and_mended(damage, images, tokenizer, cache, capsys):
         maps.path.write_bytes(data[:-100])
     elif damage == "no file":
         maps.path.unlink()
-    else:
+    elif damage == "half a note":
         note.write_bytes(note.read_bytes()[:20])
+    else:
+        note.write_text(note.read_text().replace('"codes": ', '"codes": 1'))
     again, _, encoded = made(images, tokenizer, cache)
     assert encoded == len(again)
     assert "damaged" in capsys.readouterr().err
@@ -148,6 +153,18 @@ def test_what_was_cut_short_does_not_count(images, tokenizer, cache):
     assert not path.exists()
     _, _, encoded = made(images, tokenizer, cache)
     assert encoded == VIEWS * len(images)
+
+
+def test_a_loading_process_that_lives_on_holds_nobody_up(tmp_path):
+    path = tmp_path / "tokens.npy"
+    with cache_module.alone(path):
+        child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        child.start()
+        assert lock(tmp_path / ".tokens.npy.lock") is None
+    held = lock(tmp_path / ".tokens.npy.lock")
+    child.kill()
+    assert held is not None
+    held.close()
 
 
 def test_a_full_disk_is_one_sentence(images, tokenizer, cache, monkeypatch):
