@@ -68,21 +68,24 @@ def keep(path: Path, sha256: str, key: Mapping[str, Any], facts: Mapping[str, An
 
 
 @contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """One run at a time looks for a cached file and makes it; others wait, then find it."""
+def alone(path: Path) -> Iterator[float]:
+    """One run at a time looks for a cached file and makes it; others wait, then find it.
+
+    Yields the seconds that were waited for another run.
+    """
     if not parallel.is_first():  # which holds it for all devices of this run
-        yield
+        yield 0.0
         return
     with explained(path.parent, KEY):
         path.parent.mkdir(parents=True, exist_ok=True)
-    place, said = path.with_name(f".{path.name}.lock"), False
+    place, said, began = path.with_name(f".{path.name}.lock"), False, time.perf_counter()
     while (held := lock(place, KEY)) is None:
         if not said:
             print(f"waiting for another run, which is making {path} ...", file=sys.stderr)
         said = True
         time.sleep(0.2)
     with held:  # closing it lets go, as does the end of the process
-        yield
+        yield time.perf_counter() - began if said else 0.0
 
 
 def size(path: Path) -> str:

@@ -30,7 +30,7 @@ def made_once(
         UserError: it cannot be written.
     """
     path = cache.place(folder / f"{kind}s", kind, key, ".pt")
-    with cache.alone(path):
+    with cache.alone(path) as waited:
         facts = cache.find(path)
         if facts is None:
             return _make(path, key, make, log)
@@ -41,7 +41,7 @@ def made_once(
     state: State = parallel.broadcast(
         torch.load(path, map_location="cpu", weights_only=True) if parallel.is_first() else None
     )
-    return state, facts["seconds"]
+    return state, facts["seconds"] - waited  # which passed while another run made it
 
 
 def digest(module: nn.Module) -> str:

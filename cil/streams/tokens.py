@@ -132,14 +132,15 @@ def token_maps(
     Raises:
         UserError: the file cannot be written.
     """
-    with cache.alone(path):
+    with cache.alone(path) as waited:
         found = cache.find(path)
         facts = found or _encode(images, encoding, path, key)
     maps = TokenMaps(path)
     if len(maps) >= _MANY and parallel.is_first():
         how = f"made in {facts['seconds']:.0f} s" if found is None else "found"
         print(f"{len(maps):,} token maps {how}: {path}, {cache.size(path)}", file=sys.stderr)
-    return maps, {**facts, "saved": 0.0 if found is None else facts["seconds"]}
+    # What passed while another run made them is counted already.
+    return maps, {**facts, "saved": 0.0 if found is None else facts["seconds"] - waited}
 
 
 def shuffled(data: TokenMaps, batch_size: int) -> DataLoader:

@@ -4,6 +4,7 @@ import errno
 import multiprocessing
 import time
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -165,6 +166,20 @@ def test_a_loading_process_that_lives_on_holds_nobody_up(tmp_path):
     child.kill()
     assert held is not None
     held.close()
+
+
+def test_who_waits_for_another_run_saves_the_rest_only(images, tokenizer, cache, monkeypatch):
+    _, first, _ = made(images, tokenizer, cache)
+    alone = cache_module.alone
+
+    @contextmanager
+    def after_waiting(path):
+        with alone(path):
+            yield 5.0
+
+    monkeypatch.setattr(cache_module, "alone", after_waiting)
+    _, facts, _ = made(images, tokenizer, cache)
+    assert facts["saved"] == pytest.approx(first["seconds"] - 5.0)
 
 
 def test_a_full_disk_is_one_sentence(images, tokenizer, cache, monkeypatch):
