@@ -242,7 +242,9 @@ def test_images_that_cannot_be_decoded_are_counted_and_reported(
             said for said in captured.err.splitlines() if said.startswith(f"warning: {method}")
         ]
         assert any("learning" in said and below_root(broken[0]) in said for said in warned), warned
-        assert any("evaluation" in said and str(broken[2]) in said for said in warned), warned
+        assert any("evaluation" in said and below_root(broken[2]) in said for said in warned), (
+            warned
+        )
         (noted,) = [said for said in captured.out.splitlines() if said.startswith(f"{method} seed")
                     and "decoded" in said]  # fmt: skip
         assert "could not be decoded: 3" in noted

@@ -162,7 +162,10 @@ def test_a_loading_process_that_lives_on_holds_nobody_up(tmp_path):
         child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
         child.start()
         assert lock(tmp_path / ".tokens.npy.lock") is None
-    held = lock(tmp_path / ".tokens.npy.lock")
+    deadline = time.monotonic() + 20  # it lets go as soon as it runs
+    while (held := lock(tmp_path / ".tokens.npy.lock")) is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert child.is_alive()
     child.kill()
     assert held is not None
     held.close()
