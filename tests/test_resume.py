@@ -57,7 +57,7 @@ MOMENTS = {
     "writing, before it counts": Moment("os:replace", 1, ("var", 0, 0), on="progress.json"),
     "writing, as it counts": Moment("os:replace", 1, ("var", 1, 0), on="progress.json", after=True),
     "between two": Moment(EVALUATED, 2, ("var", 2, 2), after=True),
-    "in an experience": Moment("cil.methods.var:VARModule.training_step", 3, ("var", 2, 2)),
+    "in an experience": Moment("cil.methods.var_module:VARModule.training_step", 3, ("var", 2, 2)),
     "in evaluation": Moment("cil.methods.var:VARMethod.scores", 4, ("var", 3, 2)),
     "writing the summary": Moment("os:replace", 1, ("var", 5, 5), on="summary.json"),
     # 8 or so batches an experience, and then its evaluation: the 30th is in experience 2

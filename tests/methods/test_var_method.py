@@ -14,7 +14,8 @@ from cil.config import StreamConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.errors import UserError
 from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
-from cil.methods.var import VARMethod, VARModule
+from cil.methods.var import VARMethod
+from cil.methods.var_module import VARModule
 from cil.streams import open_stream
 
 pytestmark = pytest.mark.integration  # every test learns

@@ -11,7 +11,8 @@ from torch import Tensor
 from cil.classify.likelihood import group_log_likelihoods
 from cil.config import TrainerConfig
 from cil.methods.seeding import seed_all
-from cil.methods.var import VARMethod, VARModule
+from cil.methods.var import VARMethod
+from cil.methods.var_module import VARModule
 from cil.methods.var_parts import build_model
 from cil.models.class_groups import NULL_CLASS, ClassGroups, Incremental
 
