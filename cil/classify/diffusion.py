@@ -38,13 +38,9 @@ def diffusion_scores(
     most = max(stage.timesteps for stage in stages) * clean_BZhw[0].numel()
     size = max(1, MAX_NOISE // most)
     max_tokens = max_tokens or suitable_tokens(model.trunk(0), clean_BZhw.device)
-    starts = range(0, len(clean_BZhw), size)
-    return torch.cat(
-        [
-            _staged(model, noising, clean_BZhw[i : i + size], seeds[i : i + size], stages, max_tokens)
-            for i in starts
-        ]
-    )
+    rows = [slice(i, i + size) for i in range(0, len(clean_BZhw), size)]
+    parts = [_staged(model, noising, clean_BZhw[r], seeds[r], stages, max_tokens) for r in rows]
+    return torch.cat(parts)
 
 
 def stage_times(noising: Noising, stages: Sequence[Timesteps]) -> list[Tensor]:

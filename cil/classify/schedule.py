@@ -77,7 +77,10 @@ def diffusion_schedule(wanted: str | Sequence[Sequence[int]]) -> tuple[Timesteps
     Raises:
         UserError: no schedule has that name, or the list is none of such pairs.
     """
-    named: dict[str, Sequence[Sequence[int]]] = {"dc_25": [[25, 1]], "dc_25_250": [[25, 5], [225, 1]]}
+    named: dict[str, Sequence[Sequence[int]]] = {
+        "dc_25": [[25, 1]],
+        "dc_25_250": [[25, 5], [225, 1]],
+    }
     listed = named.get(wanted, []) if isinstance(wanted, str) else wanted
     whole = listed and all(len(stage) == 2 and min(stage) >= 1 for stage in listed)
     if not whole or sum(stage[0] for stage in listed) > TIMES:
@@ -155,6 +158,10 @@ class Cost:
 
     def times(self, count: float) -> "Cost":
         return Cost(count * self.layers, count * self.attention)
+
+    def facts(self) -> dict[str, float]:
+        """By the names of a run's summary."""
+        return {"prediction_macs": self.layers, "prediction_attention_macs": self.attention}
 
 
 def cost(
@@ -258,7 +265,7 @@ class _Encode(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, image: Any) -> Any:
-        return self.tokenizer.encode(image)
+        return self.tokenizer.before(self.tokenizer.encoder(image))  # never compiled
 
 
 def _prefixed(parameters: dict[str, Tensor]) -> dict[str, Tensor]:

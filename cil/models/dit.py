@@ -134,9 +134,10 @@ class DiT(nn.Module):
                     layer.bias.zero_()
         for layer in (self.time1, self.time2):
             nn.init.normal_(layer.weight, std=0.02)
-        closed = [block.adaln for block in self.blocks]
-        for layer in (*closed, self.head_adaln, self.head):
-            layer.weight.zero_()  # type: ignore[operator, union-attr]
+        for block in self.blocks:
+            block.adaln.weight.zero_()  # type: ignore[operator, union-attr]
+        self.head_adaln.weight.zero_()
+        self.head.weight.zero_()
 
 
 def _positions(side: int, width: int) -> Tensor:
