@@ -54,6 +54,11 @@ class Noising(nn.Module):
         times = (torch.arange(count, dtype=torch.float64) + 0.5) * (TIMES / count)
         return (times if self.objective == "flow" else times.floor()).float()
 
+    def descent(self, steps: int) -> Tensor:
+        """Times to sample through (steps + 1,), from nothing but noise to no noise at all."""
+        edges = torch.linspace(TIMES, 0, steps + 1, dtype=torch.float64)
+        return (edges if self.objective == "flow" else edges.floor() - 1).float()
+
     def noised(self, clean_BZhw: Tensor, noise_BZhw: Tensor, times_B: Tensor) -> Tensor:
         """x_t."""
         a, s = self.coefficients(times_B)
