@@ -156,5 +156,6 @@ def _words(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
     if get_origin(kind) is list:
-        return lists[get_args(kind)[0]]
+        inner = get_args(kind)[0]
+        return lists.get(inner, "a list of such lists as [[1,2],[3,4]]")
     return " or ".join(_words(part) for part in get_args(kind))

@@ -116,6 +116,56 @@ class VARConfig:
 
 
 @dataclass
+class DiffusionConfig:
+    """The class-conditional diffusion model (DiT), learned as the VAR is, and its classifier."""
+
+    plasticity: Literal["embedding", "adapter", "trunk", "copy"] = "adapter"
+    """What a class group may change: its embedding, also an adapter, the trunk, or a copy of it."""
+    space: Literal["latents", "pixels"] = "latents"
+    """What is denoised: the tokenizer's continuous latents, before quantisation, or the pixels;
+    either in units of its own spread over the first experience."""
+    objective: Literal["noise", "flow"] = "noise"
+    """What is predicted: the noise (DDPM), or the velocity of the straight path from noise to data
+    (rectified flow)."""
+    noise_schedule: Literal["linear", "cosine"] = "linear"
+    """How noise grows over the 1000 timesteps of objective noise."""
+    size: Literal["S", "B", "L", "XL"] | None = None
+    """A published size of DiT, which sets depth, width and heads; null leaves them to the next
+    three keys."""
+    depth: int = 3
+    """Transformer blocks."""
+    width: int = 64
+    """Features a token; a multiple of four."""
+    heads: int = 2
+    """Attention heads a block; must divide width."""
+    patch: int = 1
+    """Side of the square of latents or pixels that makes a token."""
+    adapter_rank: int = 16
+    """Rank of an adapter's low-rank updates."""
+    adapter_layers: Literal["all", "adaln"] = "all"
+    """Layers an adapter updates: every linear one, or only those that read the class."""
+    views: int = 24
+    """Augmented views of each training image, encoded once and cached."""
+    first_steps: int = 500
+    """Optimiser steps of the trunk, which learns before the first class group."""
+    steps: int = 300
+    """Optimiser steps of every class group."""
+    batch_size: int = 64
+    """Images a step, each at a timestep of its own."""
+    lr: float = 2.0e-3
+    """Peak learning rate (AdamW, one cycle)."""
+    weight_decay: float = 0.05
+    """Weight decay of a trunk's matrices; vectors, embeddings and adapters have none."""
+    condition_dropout: float = 0.1
+    """Share of training images shown with the null class while the trunk learns."""
+    rotations: bool = True
+    """Whether tokenizer and trunk learn images turned by random quarters, each turn its classes."""
+    schedule: Literal["dc_25", "dc_25_250"] | list[list[int]] = "dc_25"
+    """dc_25: every class at 25 timesteps; dc_25_250: then the best five at 225 more; or any list
+    of such stages, [timesteps, classes kept], as [[10,4],[40,1]]."""
+
+
+@dataclass
 class DiscriminativeConfig:
     """The discriminative baselines (finetune, replay, joint): a CNN trained by Avalanche."""
 
@@ -153,11 +203,11 @@ class TrainerConfig:
     """How several devices train: ddp gives each of them the whole model and a share of every
     batch; auto takes it."""
     precision: Literal["auto", "32-true", "bf16-mixed"] = "auto"
-    """Of training and scoring a VAR: auto is bf16-mixed on a GPU and 32-true on a CPU. Images
+    """Of training and scoring VAR and DiT: auto is bf16-mixed on a GPU and 32-true on a CPU. Images
     become tokens in 32 bits always, so that they are the same tokens in training and scoring."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """Whether the VAR goes through torch.compile: auto compiles, on a GPU, trunks of 10 million
-    parameters or more; smaller ones are done before they are compiled."""
+    """Whether a VAR or DiT goes through torch.compile: auto compiles, on a GPU, trunks of 10
+    million parameters or more; smaller ones are done before they are compiled."""
     workers: int | None = None
     """Processes that read images; null takes all cores, or none where there is little to read. Of
     the discriminative methods their number changes how images are varied at random."""
@@ -182,18 +232,19 @@ class Config:
     """One experiment: a stream, the methods that learn it, and where the records go."""
 
     methods: list[str] | str = field(default_factory=lambda: ["var", "finetune", "replay", "joint"])
-    """Methods to compare: var (or var-embedding, var-adapter, var-trunk, var-copy), finetune,
-    replay, joint; as [var,joint]."""
+    """Methods to compare: var (or var-embedding, var-adapter, var-trunk, var-copy), diffusion (or
+    diffusion-embedding, ...), finetune, replay, joint; as [var,joint]."""
     seeds: list[int] | int = field(default_factory=lambda: [0])
     """Random seeds; every method runs once with each; as [0,1,2]."""
     runs: str = "runs"
     """Folder of the records; a run lands in RUNS/EXPERIMENT/METHOD/seedK."""
     cache: str = "cache"
     """Folder of what is made once and used again: scans of image folders, drawn glyphs, tokenizers,
-    trunks and token maps. Delete it whenever no run is using it."""
+    trunks, token maps and latents. Delete it whenever no run is using it."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     var: VARConfig = field(default_factory=VARConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     discriminative: DiscriminativeConfig = field(default_factory=DiscriminativeConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

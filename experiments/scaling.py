@@ -30,7 +30,7 @@ from cil.methods.seeding import seed_all
 from cil.methods.var import VARMethod
 from cil.run import exit_code
 from cil.streams.memory_images import MemoryImages
-from cil.streams.tokens import TokenMaps
+from cil.streams.tokens import EncodedImages, tokens_of
 from experiments.efficiency import (
     OFFICIAL_TOKENIZER,
     RESULTS,
@@ -115,16 +115,16 @@ def learning(method: VARMethod, classes: int, batch: int, path: Path) -> float:
     return STEPS * batch / (times[-1] - times[-1 - STEPS // 10])
 
 
-def token_maps(method: VARMethod, classes: int, path: Path) -> TokenMaps:
+def token_maps(method: VARMethod, classes: int, path: Path) -> EncodedImages:
     if not path.exists():
-        kind = np.dtype([("label", "<i4"), ("tokens", "<i2", (method.tokenizer.tokens,))])
+        kind = np.dtype([("label", "<i4"), ("content", tokens_of(method.tokenizer.tokens))])
         rows, draws = np.empty(ROWS, kind), np.random.default_rng(0)
         rows["label"] = draws.integers(classes, size=ROWS)
-        rows["tokens"] = draws.integers(
-            method.tokenizer_settings.vocabulary, size=rows["tokens"].shape
+        rows["content"] = draws.integers(
+            method.tokenizer_settings.vocabulary, size=rows["content"].shape
         )
         np.save(path, rows)
-    return TokenMaps(path)
+    return EncodedImages(path)
 
 
 def classifying(method: VARMethod, count: int, classes: int) -> float:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cil.config import TokenizerConfig, TrainerConfig, VARConfig
+from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.streams.digits import digits
 from cil.streams.memory_images import MemoryImages
 from cil.streams.stream import Stream, build_stream
@@ -66,6 +66,23 @@ def tiny_var_config() -> VARConfig:
         steps=12,  # no multiple of the logging interval
         batch_size=16,
         lr=1e-2,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_diffusion_config() -> DiffusionConfig:
+    return DiffusionConfig(
+        depth=2,
+        width=16,
+        heads=2,
+        patch=2,
+        adapter_rank=2,
+        views=1,
+        first_steps=15,
+        steps=12,  # no multiple of the logging interval
+        batch_size=16,
+        lr=1e-2,
+        schedule=[[4, 1]],
     )
 
 

@@ -4,13 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cil.errors import UserError
-from cil.generate import sample
+from cil.generate import denoise, sample
+from cil.methods.diffusion_parts import build_model as build_diffusion
 from cil.methods.seeding import seed_all
 from cil.methods.var_parts import build_model, build_tokenizer
 from cil.models.class_groups import NULL_CLASS, Incremental
+from cil.models.latents import Latents
+from cil.models.noising import Noising
 from cil.models.tokenizer import MultiScaleTokenizer
 
 LABELS, SEEDS = [4, 0, 1, 3], [10, 11, 12, 13]  # of three groups
@@ -128,3 +131,84 @@ def test_a_later_group_changes_no_pixel_of_an_earlier_class(
     torch.nn.init.normal_(model.groups.embeddings[1])
     shake(model.groups.adapters[1])
     assert torch.equal(sample(model.eval(), tokenizer, [0, 1], [5, 6]).images, before.images)
+
+
+class Points(nn.Module):
+    """A trunk that knows its data: at every place a class has one value, its embedding's first."""
+
+    def __init__(self, noising: Noising) -> None:
+        super().__init__()
+        self.noising = noising
+
+    def forward(
+        self, x_BZhw: Tensor, times_B: Tensor, condition_BD: Tensor, adapter: None = None
+    ) -> Tensor:
+        a, s = self.noising.coefficients(times_B)
+        clean = condition_BD[:, 0, None, None, None].expand_as(x_BZhw)
+        return self.noising.target(clean, (x_BZhw - a * clean) / s)
+
+
+@pytest.fixture(params=[("noise", "linear"), ("noise", "cosine"), ("flow", "linear")])
+def noising(request) -> Noising:
+    return Noising(*request.param)
+
+
+@pytest.fixture
+def points(noising) -> Incremental:
+    model = Incremental(Points(noising), 4, "embedding", 1, True)
+    for classes in (2, 2, 1):
+        model.grow(classes)
+    with torch.no_grad():
+        model.groups.null[:] = 0.1
+        for group, embedding in enumerate(model.groups.embeddings):
+            embedding[:] = 0.1 * group + torch.tensor([0.0, 0.05])[: len(embedding), None]
+    return model
+
+
+@pytest.mark.parametrize("steps", [1, 2, 20, 1000])
+def test_from_noise_to_what_the_model_knows(points, noising, steps):
+    """A perfect model's data are reached in any number of steps, guided beyond them or not."""
+    space = Latents(None, 1, 4)
+    images = denoise(points, space, noising, LABELS, SEEDS, steps=steps, guidance=0)
+    values = torch.tensor([0.2, 0.0, 0.05, 0.15])[:, None, None, None]
+    torch.testing.assert_close(images, values.expand(4, 1, 4, 4), atol=2e-3, rtol=0)
+    guided = denoise(points, space, noising, LABELS, SEEDS, steps=steps, guidance=2.0)
+    beyond = 3 * values - 2 * 0.1
+    torch.testing.assert_close(guided, beyond.expand(4, 1, 4, 4), atol=8e-3, rtol=0)
+
+
+@pytest.fixture
+def denoiser(tokenizer, tiny_diffusion_config, shake) -> tuple[Incremental, Latents]:
+    seed_all(1)
+    latents = Latents(tokenizer, 4, 4)
+    latents.standardise(torch.full((4,), 0.1), torch.full((4,), 0.5))
+    model = build_diffusion(latents, tiny_diffusion_config)
+    for classes in (2, 2, 1):
+        model.grow(classes)
+    shake(model, amount=0.3)
+    return model.eval(), latents
+
+
+def test_a_denoised_image_depends_on_its_own_label_and_seed_alone(denoiser, noising):
+    model, latents = denoiser
+    together = denoise(model, latents, noising, LABELS, SEEDS, steps=5)
+    assert together.shape == (4, 1, 8, 8)
+    assert together.abs().max() <= 1
+    for row in range(4):
+        alone = denoise(model, latents, noising, LABELS[row:][:1], SEEDS[row:][:1], steps=5)
+        torch.testing.assert_close(alone[0], together[row], atol=1e-4, rtol=0)
+    other = denoise(model, latents, noising, LABELS, [seed + 1 for seed in SEEDS], steps=5)
+    changed = denoise(model, latents, noising, [0, 1, 2, 4], SEEDS, steps=5)
+    for images in (other, changed):
+        assert ((images - together).abs().amax((1, 2, 3)) > 1e-3).all()
+
+
+def test_what_cannot_be_denoised_is_refused(denoiser, noising):
+    model, latents = denoiser
+    with pytest.raises(UserError, match="classes 0 to 4"):
+        denoise(model, latents, noising, [5], [0])
+    with pytest.raises(UserError, match="1 seeds for 2 labels"):
+        denoise(model, latents, noising, [0, 1], [0])
+    for steps in (0, 1001):
+        with pytest.raises(UserError, match=f"steps is {steps}"):
+            denoise(model, latents, noising, [0], [0], steps=steps)

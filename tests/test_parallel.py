@@ -20,7 +20,14 @@ from tiny import TINY, folders
 from torch.utils.data import Subset
 
 from cil import parallel, run
-from cil.config import Config, DiscriminativeConfig, TokenizerConfig, TrainerConfig, VARConfig
+from cil.config import (
+    Config,
+    DiffusionConfig,
+    DiscriminativeConfig,
+    TokenizerConfig,
+    TrainerConfig,
+    VARConfig,
+)
 from cil.errors import UserError
 from cil.launch import launch
 from cil.methods.registry import build
@@ -36,6 +43,7 @@ from cil.tracking import Tracker
 PRELOADED = [
     "cil.protocol",
     "cil.methods.var",
+    "cil.methods.diffusion",
     "cil.methods.discriminative",
     "avalanche.benchmarks",
     "avalanche.training.supervised",
@@ -43,7 +51,10 @@ PRELOADED = [
 ROOT = Path(__file__).parent.parent
 TWO = TrainerConfig(accelerator="cpu", devices=2, progress=False)
 ONE = replace(TWO, devices=1)
-LEARNERS = ("var-embedding", "var-adapter", "var-trunk", "var-copy", "replay")
+LEARNERS = (
+    *("var-embedding", "var-adapter", "var-trunk", "var-copy"),
+    *("diffusion-adapter", "replay"),
+)
 RESTARTING, DROPPING = "var-embedding", "var-copy"
 
 
@@ -76,8 +87,13 @@ def configured(name: str, trainer: TrainerConfig, cache: Path) -> Config:
         depth=2, width=16, heads=2, adapter_rank=2, views=1, first_steps=6, steps=4, batch_size=16,
         condition_from=1, drop_path=0.1 if name == DROPPING else 0.0, smoothing_samples=2,
     )  # fmt: skip
+    diffusion = DiffusionConfig(
+        depth=2, width=16, heads=2, adapter_rank=2, views=1, first_steps=6, steps=4, batch_size=16,
+        schedule=[[3, 3], [4, 1]],
+    )  # fmt: skip
     cnn = DiscriminativeConfig(epochs=1, stored_images=20)
-    sections = {"tokenizer": tokenizer, "var": var, "discriminative": cnn, "trainer": trainer}
+    sections = {"tokenizer": tokenizer, "var": var, "diffusion": diffusion, "discriminative": cnn}
+    sections["trainer"] = trainer
     return Config(**sections, cache=str(cache))
 
 
@@ -136,7 +152,7 @@ def test_all_processes_hold_the_same_bits(name: str, learned: tuple[Path, Path])
         assert torch.equal(a, b)
     assert first["few"].shape == (5, 6)
     assert torch.equal(first["few"], second["few"])
-    if name.startswith("var"):
+    if name != "replay":
         assert first["draw"] == second["draw"], "they would draw other batches from here on"
         ours, theirs = tensors(first["state"]), tensors(second["state"])
         assert len(ours) > 50
@@ -165,7 +181,9 @@ def test_what_they_learn_is_what_one_learns(name: str, learned: tuple[Path, Path
     one, two = (read_run(folder / name / "seed0") for folder in learned)
     ours, theirs = (view.metrics().set_index(["experience", "step", "name"]) for view in (one, two))
     assert list(ours.index) == list(theirs.index)
-    losses = [row for row in ours.index if re.search("train|tokenizer/[rc]o|var/", row[2])]
+    losses = [
+        row for row in ours.index if re.search("train|tokenizer/[rc]o|var/|diffusion/", row[2])
+    ]
     assert len(losses) > 3
     for row in losses:
         assert theirs.value[row] == pytest.approx(ours.value[row], rel=2e-3), row

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cil.classify.schedule import Schedule, Stage
+from cil.classify.schedule import Schedule
 from cil.models.class_groups import Incremental
+from cil.models.dit import DiT
 from cil.models.var import VAR, Cache
 
 # Tokens of (image, class) pairs that go through the transformer at once. On a CPU the activations
@@ -125,7 +126,8 @@ def _staged(
                 if i == in_use and not last:
                     # What cannot be among the best any more need not wait for the classes that
                     # are still to be read: keys and values are most of the memory.
-                    near_BC = _survivors(_mean(values_SBC[: stage.samples], mean), stage)
+                    means_BC = _mean(values_SBC[: stage.samples], mean)
+                    near_BC = survivors(means_BC, stage.keep, stage.margin)
                     near_BC[:, reader.labels.stop :] = True
                     values_SBC.masked_fill_(~near_BC, -torch.inf)
                     for other in (reader, *readers.values()):
@@ -136,17 +138,20 @@ def _staged(
                     readers[i, group] = reader
         values_BC = _mean(values_SBC[: stage.samples], mean)
         scores_BC = values_BC.where(open_BC, scores_BC.masked_fill(~left_BC, -torch.inf))
-        left_BC = _survivors(scores_BC, stage)
+        left_BC = survivors(scores_BC, stage.keep, stage.margin)
     if reads is not None:
         reads.append(torch.stack(counts))
     return scores_BC
 
 
-def _survivors(scores_BC: Tensor, stage: Stage) -> Tensor:
-    """Which of the classes scored so far (the others are at -inf) a stage keeps."""
-    best = scores_BC.topk(min(stage.keep, scores_BC.shape[1]), dim=1)
+def survivors(scores_BC: Tensor, keep: int, margin: float = math.inf) -> Tensor:
+    """Which of the classes scored so far (the others are at -inf) go on: the best `keep`.
+
+    Of these, those that lie no more than `margin` below the very best.
+    """
+    best = scores_BC.topk(min(keep, scores_BC.shape[1]), dim=1)
     among_BC = torch.zeros_like(scores_BC, dtype=torch.bool).scatter(1, best.indices, True)
-    return among_BC & (scores_BC >= best.values[:, :1] - stage.margin) & scores_BC.isfinite()
+    return among_BC & (scores_BC >= best.values[:, :1] - margin) & scores_BC.isfinite()
 
 
 def _mean(scores_SN: Tensor, mean: Mean) -> Tensor:
@@ -306,7 +311,7 @@ class Reader:
         return torch.cat([trunk.log_likelihoods(*part, adapter) for part in parts])
 
 
-def suitable_tokens(trunk: VAR, device: torch.device) -> int:
+def suitable_tokens(trunk: VAR | DiT, device: torch.device) -> int:
     """How many tokens go through the transformer at once: a power of two."""
     if device.type != "cuda":
         return CPU_TOKENS

@@ -1,5 +1,7 @@
 """Which classes are scored on which scales and how often, and what that costs (2510.12060).
 
+The same for the diffusion classifier, whose stages read timesteps (2303.16203).
+
 Shapes: D width, C classes, L tokens, p_k side of scale k.
 """
 
@@ -13,6 +15,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from cil.errors import UserError
+from cil.models.dit import DiT
+from cil.models.noising import TIMES
 from cil.models.tokenizer import MultiScaleTokenizer
 from cil.models.var import VAR
 
@@ -52,6 +56,39 @@ def schedule(name: str, scales: int, samples: int) -> tuple[Stage, ...]:
     if name not in named:
         raise UserError(f"there is no schedule {name}: choose {' or '.join(named)}.")
     return named[name]
+
+
+@dataclass(frozen=True)
+class Timesteps:
+    """Score the classes left at so many timesteps more, then keep the best `keep`.
+
+    An image with a single class left is decided: no further stage reads it.
+    """
+
+    timesteps: int
+    keep: int
+
+
+def diffusion_schedule(wanted: str | Sequence[Sequence[int]]) -> tuple[Timesteps, ...]:
+    """The stages of that name, or those listed as [timesteps, classes kept].
+
+    dc_25: every class at 25 timesteps. dc_25_250: then the best five at 225 more (2303.16203).
+
+    Raises:
+        UserError: no schedule has that name, or the list is none of such pairs.
+    """
+    named: dict[str, Sequence[Sequence[int]]] = {
+        "dc_25": [[25, 1]],
+        "dc_25_250": [[25, 5], [225, 1]],
+    }
+    listed = named.get(wanted, []) if isinstance(wanted, str) else wanted
+    whole = listed and all(len(stage) == 2 and min(stage) >= 1 for stage in listed)
+    if not whole or sum(stage[0] for stage in listed) > TIMES:
+        raise UserError(
+            f"{wanted} is no schedule of timesteps: choose {' or '.join(named)}, or a list of "
+            f"[timesteps, classes kept], at most {TIMES} timesteps in all."
+        )
+    return tuple(Timesteps(timesteps, keep) for timesteps, keep in listed)
 
 
 def adaptive(margins_K: Sequence[float], samples: int) -> tuple[Stage, ...]:
@@ -122,6 +159,10 @@ class Cost:
     def times(self, count: float) -> "Cost":
         return Cost(count * self.layers, count * self.attention)
 
+    def facts(self) -> dict[str, float]:
+        """By the names of a run's summary."""
+        return {"prediction_macs": self.layers, "prediction_attention_macs": self.attention}
+
 
 def cost(
     stages: Schedule,
@@ -155,6 +196,31 @@ def cost(
             read[copy : copy + 1] = [max(before, stage.scales)]
         classes = min(classes, stage.keep)
     return total
+
+
+def diffusion_cost(
+    stages: Sequence[Timesteps],
+    trunk: DiT,
+    classes: int,
+    tokenizer: MultiScaleTokenizer | None = None,
+) -> Cost:
+    """What the diffusion classifier costs an image, the encoder included if one is given."""
+    total = encoder_cost(tokenizer) if tokenizer is not None else Cost(0.0, 0.0)
+    for number, stage in enumerate(stages):
+        if number and classes <= 1:  # decided
+            break
+        total += denoising_cost(trunk).times(classes * stage.timesteps)
+        classes = min(classes, stage.keep)
+    return total
+
+
+def denoising_cost(trunk: DiT) -> Cost:
+    """What one prediction costs: one class at one timestep."""
+    once = _macs(trunk.time1) + _macs(trunk.time2) + _macs(trunk.head_adaln)
+    layers = once + trunk.tokens * (_macs(trunk.embed) + _macs(trunk.head))
+    blocks = [_block_macs(block, trunk.tokens) for block in trunk.blocks]
+    attention = 2.0 * trunk.tokens**2 * trunk.width * len(blocks)
+    return Cost(layers + sum(blocks), attention)
 
 
 def common_cost(trunk: VAR, scales: int) -> Cost:
@@ -199,7 +265,7 @@ class _Encode(nn.Module):
         self.tokenizer = tokenizer
 
     def forward(self, image: Any) -> Any:
-        return self.tokenizer.encode(image)
+        return self.tokenizer.before(self.tokenizer.encoder(image))  # never compiled
 
 
 def _prefixed(parameters: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -212,10 +278,15 @@ def _blocks_cost(trunk: VAR, blocks: range, scales: int) -> Cost:
     ends = [_tokens(trunk, k + 1) for k in range(scales)]
     pairs = sum(p * p * end for p, end in zip(sides, ends, strict=True))
     for block in (trunk.blocks[i] for i in blocks):
-        for name, layer in block.adaptable(everywhere=True).items():  # type: ignore[operator]
-            layers += _macs(layer) * (1 if name == "adaln" else ends[-1])
+        layers += _block_macs(block, ends[-1])
         attention += 2 * pairs * trunk.width
     return Cost(layers, attention)
+
+
+def _block_macs(block: nn.Module, tokens: int) -> float:
+    """Of a block's linear layers; its AdaLN reads the condition and no token."""
+    layers: dict[str, nn.Linear] = block.adaptable(everywhere=True)  # type: ignore[operator]
+    return sum(_macs(layer) * (1 if name == "adaln" else tokens) for name, layer in layers.items())
 
 
 def _modulation_macs(trunk: VAR) -> float:

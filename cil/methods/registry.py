@@ -7,6 +7,7 @@ from typing import Any, get_args
 from cil.command_line import near
 from cil.config import (
     Config,
+    DiffusionConfig,
     DiscriminativeConfig,
     StreamConfig,
     TokenizerConfig,
@@ -17,7 +18,11 @@ from cil.errors import UserError
 
 PLASTICITIES: tuple[str, ...] = get_args(VARConfig.__annotations__["plasticity"])
 DISCRIMINATIVE = ("finetune", "replay", "joint")
-GENERATIVE = ("var", *(f"var-{plasticity}" for plasticity in PLASTICITIES))
+GENERATIVE = tuple(
+    name
+    for kind in ("var", "diffusion")
+    for name in (kind, *(f"{kind}-{plasticity}" for plasticity in PLASTICITIES))
+)
 NAMES = (*GENERATIVE, *DISCRIMINATIVE)
 
 
@@ -39,9 +44,8 @@ def check_seeds(seeds: list[int]) -> None:
 
 def check_batches(names: list[str], config: Config, devices: int) -> None:
     """Raises UserError when a batch cannot be shared evenly by devices that learn together."""
-    if set(names) <= set(DISCRIMINATIVE):
-        return
-    for section in ("tokenizer", "var"):
+    kinds = dict.fromkeys(_kind(name) for name in names if name in GENERATIVE)
+    for section in ("tokenizer", *kinds) if kinds else ():
         size = getattr(config, section).batch_size
         if size % devices:
             raise UserError(
@@ -55,7 +59,8 @@ def settings(name: str, config: Config, seed: int) -> dict[str, Any]:
     sections = {"seed": seed, "method": name, "stream": asdict(config.stream)}
     if name in DISCRIMINATIVE:
         return sections | {"discriminative": asdict(config.discriminative)}
-    return sections | {"tokenizer": asdict(config.tokenizer), "var": asdict(_var(name, config))}
+    own = {_kind(name): asdict(_generative(name, config))}
+    return sections | {"tokenizer": asdict(config.tokenizer)} | own
 
 
 def build(name: str, config: Config, stream: Any) -> Any:
@@ -73,10 +78,19 @@ def build(name: str, config: Config, stream: Any) -> Any:
         options = asdict(config.discriminative) | {"trainer": config.trainer}
         show = config.trainer.progress
         return Discriminative(name, stream, device=device, show_progress=show, **options)
-    from cil.methods.var import VARMethod
+    method = _generative_method(name)
+    own, cache = _generative(name, config), Path(config.cache)
+    return method(name, stream, config.tokenizer, own, config.trainer, cache)
 
-    var, cache = _var(name, config), Path(config.cache)
-    return VARMethod(name, stream, config.tokenizer, var, config.trainer, cache)
+
+def _generative_method(name: str) -> Any:
+    if _kind(name) == "var":
+        from cil.methods.var import VARMethod
+
+        return VARMethod
+    from cil.methods.diffusion import DiffusionMethod
+
+    return DiffusionMethod
 
 
 def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
@@ -91,7 +105,7 @@ def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
     from cil.streams import open_stream
 
     kinds = {"stream": StreamConfig, "tokenizer": TokenizerConfig, "var": VARConfig}
-    kinds["discriminative"] = DiscriminativeConfig
+    kinds |= {"diffusion": DiffusionConfig, "discriminative": DiscriminativeConfig}
     other = UserError(f"{run.folder} was written by another version of cil: use that.")
     try:
         sections = {n: kind(**run.config[n]) for n, kind in kinds.items() if n in run.config}
@@ -111,7 +125,12 @@ def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
     return method, stream
 
 
-def _var(name: str, config: Config) -> VARConfig:
+def _kind(name: str) -> str:
+    """Of a generative method: the section of its settings."""
+    return name.partition("-")[0]
+
+
+def _generative(name: str, config: Config) -> Any:
     """`var-copy` is `var` with that plasticity, whatever the configuration says."""
-    plasticity = name.partition("-")[2] or config.var.plasticity
-    return replace(config.var, plasticity=plasticity)  # type: ignore[arg-type]
+    own = getattr(config, _kind(name))
+    return replace(own, plasticity=name.partition("-")[2] or own.plasticity)

@@ -16,7 +16,7 @@ from cil.methods.training import fitting, new_trainer
 
 BATCH_SIZE = 64  # images
 FEWER_COPIES = (
-    "free what other programs use of it, or score fewer copies of an image with "
+    "free what other programs use of it, or let a VAR score fewer copies of an image with "
     "--var.smoothing_samples"
 )
 

@@ -1,7 +1,6 @@
 """The generative method: a VAR learns one class group at a time and classifies by likelihood."""
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cil import parallel
-from cil.cache import hashed, place
 from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
@@ -22,33 +20,16 @@ from cil.classify.likelihood import (
 )
 from cil.classify.schedule import Schedule, Stage, adaptive, cost, fit_margins, schedule
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
-from cil.methods.loading import workers
-from cil.methods.made_once import State, digest, made_once
+from cil.methods.generative import Groundwork
+from cil.methods.made_once import State, digest
 from cil.methods.method import MethodSize, StepLog
-from cil.methods.scoring import BATCH_SIZE, FEWER_COPIES
 from cil.methods.seeding import seed_all
-from cil.methods.tokenizer import TokenizerModule
-from cil.methods.training import (
-    autocast,
-    find_device,
-    fit,
-    fitting,
-    pays_to_compile,
-)
+from cil.methods.training import autocast, find_device, fit, pays_to_compile
 from cil.methods.var_module import VARModule
 from cil.methods.var_parts import build_model, build_tokenizer, check_settings
 from cil.models.class_groups import Incremental
 from cil.streams.stream import Experience, Stream
-from cil.streams.tokens import (
-    Encoding,
-    TokenMaps,
-    Turned,
-    Views,
-    in_order,
-    shuffled,
-    shuffled_images,
-    token_maps,
-)
+from cil.streams.tokens import EncodedImages, Views, shuffled, tokens_of
 
 # Settings of what comes after the trunk, on which it does not depend.
 _AFTER_THE_TRUNK = (
@@ -74,11 +55,12 @@ class VARMethod:
     ) -> None:
         """`cache` is the folder of what is made once: token maps, tokenizers, trunks."""
         check_settings(stream, tokenizer, var)
-        self.name = name
-        self.stream, self.cache = stream, cache
+        self.name, self.stream = name, stream
+        self.groundwork = Groundwork(
+            name, stream, views=var.views, rotations=var.rotations, trainer=trainer, cache=cache
+        )
         self.settings, self.tokenizer_settings, self.trainer = var, tokenizer, trainer
         self.experiences = len(stream.experiences)
-        self.turns = 4 if var.rotations else 1
         self.tokenizer = build_tokenizer(tokenizer, stream.channels)
         self.tokenizer.compiled = pays_to_compile(self.tokenizer, trainer)
         self.model = self._new_model()
@@ -94,12 +76,13 @@ class VARMethod:
     def learn(self, experience: Experience, log: StepLog) -> float:
         """Learn one class group; the first one teaches the tokenizer and the trunk beforehand.
 
-        Those two follow from the global seed and do not depend on the plasticity or on what comes
-        after them, so they are kept for other runs. Returns the seconds that a cache has saved.
+        Returns the seconds that a cache has saved.
         """
         seed, saved, steps_before = torch.initial_seed(), 0.0, 0
         if experience.index == 0:
-            saved += self._learn_tokenizer(experience, seed, log)
+            saved += self.groundwork.learn_tokenizer(
+                self.tokenizer, self.tokenizer_settings, experience, seed, log
+            )
             saved += self._learn_trunk(experience, seed, log)
             steps_before = self.tokenizer_settings.steps + self.settings.first_steps
         tokens, facts = self._token_maps(experience, 1, seed)
@@ -187,7 +170,7 @@ class VARMethod:
         self.scale_weights_K = state["scale_weights"]
         self.margins_K, self.reads = list(state["margins"]), list(state["reads"])
         self.codebook_use = list(state["codebook_use"])
-        self._freeze_tokenizer()
+        self.tokenizer.eval().requires_grad_(False)
         self.model.eval()
 
     def size(self) -> MethodSize:
@@ -201,122 +184,53 @@ class VARMethod:
         return MethodSize(parameters, 0, evaluations)
 
     def facts(self) -> dict[str, float]:
-        """Codebook use in the first and the last experience, and the weight of each scale."""
+        """Codebook use in the first and the last experience, the weight of each scale, and what
+        classifying an image costs, in multiply-accumulates.
+        """
         weights = {f"scale_weight_{k}": w for k, w in enumerate(self.scale_weights_K.tolist())}
         use = {"codebook_use_first": self.codebook_use[0], "codebook_use": self.codebook_use[-1]}
-        return use | weights
-
-    def _learn_tokenizer(self, experience: Experience, seed: int, log: StepLog) -> float:
-        settings = self.tokenizer_settings
-        images = self._turned(experience.train, len(experience.labels))
-        loaded = settings.steps * settings.batch_size
-
-        def make(log: StepLog) -> tuple[State, float]:
-            seed_all(seed, 0)
-            fit(
-                TokenizerModule(
-                    self.tokenizer, lr=settings.lr, steps=settings.steps, settings=self.trainer
-                ),
-                shuffled_images(images, settings.batch_size, self._workers(loaded)),
-                steps=settings.steps,
-                title=f"{self.name} tokenizer",
-                settings=self.trainer,
-                log=log,
-                batch_key="tokenizer.batch_size",
-            )
-            return self.tokenizer.state_dict(), 0.0
-
-        key = {
-            "images": self._images_key(experience, self.turns),
-            "settings": asdict(settings),
-            "before": digest(self.tokenizer),
-            "seed": seed,
-            "computed": self._computed(),
-        }
-        state, saved = made_once(self.cache, "tokenizer", key, make, log)
-        self.tokenizer.load_state_dict(state)
-        self._freeze_tokenizer()
-        return saved
+        trunk, reads = self.model.trunk(0), self.reads or None
+        macs = cost(self.stages(), trunk, self.classes_seen, self.tokenizer, reads=reads)
+        return use | weights | macs.facts()
 
     def _learn_trunk(self, experience: Experience, seed: int, log: StepLog) -> float:
         """Teach the trunk by the first group's turned images, then fit the scale weights."""
-        classes, steps = len(experience.labels), self.settings.first_steps
+        classes, groundwork = len(experience.labels), self.groundwork
 
         def make(log: StepLog) -> tuple[State, float]:
-            tokens, facts = self._token_maps(experience, self.turns, seed)
+            tokens, facts = self._token_maps(experience, groundwork.turns, seed)
             seed_all(seed, 1)
-            self.model.start(self.turns * classes)
-            title = f"{self.name} trunk"
+            self.model.start(groundwork.turns * classes)
+            title, steps = f"{self.name} trunk", self.settings.first_steps
             self.train_on(tokens, steps, title, log, self.tokenizer_settings.steps)
-            held_out = Views(self._turned(experience.validation, classes), 1, seed=0)
+            held_out = Views(groundwork.turned(experience.validation, classes), 1, seed=0)
             weights_K = self._fitted_scale_weights(held_out)
             self.model.end_start()
-            state = {"model": self.model.state_dict(), "scale_weights": weights_K}
-            return {**state, "unreadable": self.stream.unreadable()}, facts["saved"]
+            return {"model": self.model.state_dict(), "scale_weights": weights_K}, facts["saved"]
 
         settings = {k: v for k, v in asdict(self.settings).items() if k not in _AFTER_THE_TRUNK}
-        key = {
-            "images": self._images_key(experience, self.turns),
-            "settings": settings,
-            "tokenizer": digest(self.tokenizer),
-            "before": digest(self.model),
-            "seed": seed,
-            "computed": self._computed(),
-        }
-        state, saved = made_once(self.cache, "trunk", key, make, log)
-        self.model.load_state_dict(state["model"])
+        key = {"settings": settings, "tokenizer": digest(self.tokenizer)}
+        state, saved = groundwork.learn_trunk(self.model, key, make, experience, seed, log)
         self.scale_weights_K = state["scale_weights"]
-        self.stream.mark_unreadable({*self.stream.unreadable(), *state["unreadable"]})
         return saved
 
     def _token_maps(
         self, experience: Experience, turns: int, seed: int
-    ) -> tuple[TokenMaps, dict[str, Any]]:
+    ) -> tuple[EncodedImages, dict[str, Any]]:
         """An experience's token maps, of images turned by up to so many quarters, and facts."""
-        device = find_device(self.trainer)
-        self.tokenizer.to(device)
-        images = self._turned(experience.train, len(experience.labels), turns)
-        views = self.settings.views
-        processes = self._workers(views * len(images))  # type: ignore[arg-type]
-        drawn = {"images": self._images_key(experience, turns), "views": views, "seed": seed}
-        # Not from the tokenizer: rounding must not decide how images are varied.
-        first_seed = int(hashed(drawn)[:15], 16)  # which leaves room for a row's number
-        key = {**drawn, "tokenizer": digest(self.tokenizer), "computed": self._computed()}
-        name = f"{self.stream.name}-{experience.index}"
-        path = place(self.cache / "tokens", name, key, ".npy")
-        show = self.trainer.progress
-        tokenizer, unreadable = self.tokenizer, self.stream.unreadable
-        encoding = Encoding(
-            tokenizer.tokenize, tokenizer.tokens, device, processes, show, unreadable
+        tokenizer = self.tokenizer.to(find_device(self.trainer))
+        return self.groundwork.encoded(
+            "tokens",
+            tokenizer.tokenize,
+            tokens_of(tokenizer.tokens),
+            experience,
+            turns,
+            seed,
+            {"tokenizer": digest(tokenizer)},
         )
-        with fitting(f"{self.name} tokens", "free what other programs use of it"):
-            maps, facts = token_maps(Views(images, views, first_seed), encoding, path, key)
-        self.stream.mark_unreadable({*unreadable(), *facts["unreadable"]})
-        return maps, facts
-
-    def _turned(self, images: Dataset, classes: int, turns: int | None = None) -> Dataset:
-        turns = self.turns if turns is None else turns
-        return images if turns == 1 else Turned(images, turns, classes)
-
-    def _images_key(self, experience: Experience, turns: int) -> dict[str, Any]:
-        """What decides the images that are learned from, varied as they are."""
-        augmentation = repr(experience.train.augment)  # type: ignore[attr-defined]
-        return {
-            "stream": self.stream.fingerprint,
-            "experience": experience.index,
-            "augmentation": augmentation,
-            "turns": turns,
-        }
-
-    def _computed(self) -> dict[str, Any]:
-        """On what, and how exactly: it decides the last bits."""
-        device = find_device(self.trainer).type
-        with autocast(self.trainer):
-            precision = "bf16-mixed" if torch.is_autocast_enabled(device) else "32-true"
-        return {"device": device, "precision": precision, "torch": torch.__version__}
 
     def train_on(
-        self, tokens: TokenMaps, steps: int, title: str, log: StepLog, first_step: int = 0
+        self, tokens: EncodedImages, steps: int, title: str, log: StepLog, first_step: int = 0
     ) -> None:
         """Train what the model lets learn now."""
         self.model.train()  # Lightning leaves the mode of a module as it finds it
@@ -336,7 +250,7 @@ class VARMethod:
     def _fitted_scale_weights(self, held_out: Dataset) -> Tensor:
         if not self.settings.scale_weights:
             return self.scale_weights_K
-        values, labels = self._each(held_out, self.scale_log_likelihoods)
+        values, labels = self.groundwork.each(held_out, self.scale_log_likelihoods)
         # Devices of one kind may still round differently, and all must classify alike.
         weights_K: Tensor = parallel.broadcast(fit_scale_weights(values, labels))
         return weights_K
@@ -344,8 +258,8 @@ class VARMethod:
     def fitted_margins(self, held_out: Dataset, samples: int) -> list[float]:
         """Margins of an adaptive schedule of so many copies, from held-out images."""
         every = schedule("varc", len(self.tokenizer.scales), samples)
-        values_BCK, labels = self._each(held_out, self.scale_log_likelihoods)
-        final_BC, _ = self._each(held_out, lambda images: self.scores(images, every))
+        values_BCK, labels = self.groundwork.each(held_out, self.scale_log_likelihoods)
+        final_BC, _ = self.groundwork.each(held_out, lambda images: self.scores(images, every))
         return fit_margins(values_BCK * self.scale_weights_K, labels, final_BC)
 
     def _fit_margins(self, held_out: Dataset) -> None:
@@ -355,7 +269,7 @@ class VARMethod:
         known = [m for m in (self.margins_K, fitted) if m and math.isfinite(m[0])]
         margins = [max(both) for both in zip(*known, strict=True)] if known else fitted
         self.margins_K = parallel.broadcast(margins)
-        reads_NS, _ = self._each(held_out, self._reads)
+        reads_NS, _ = self.groundwork.each(held_out, self._reads)
         self.reads = reads_NS.double().mean(0).tolist()
 
     def _reads(self, images: Tensor) -> Tensor:
@@ -364,30 +278,8 @@ class VARMethod:
         self.scores(images, reads=reads)
         return torch.cat(reads, 1).T
 
-    def _each(self, images: Dataset, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """`value` (B, ...) of all images, and their labels (N,), both on the CPU.
-
-        Several devices share the batches, and each gets the values of all.
-        """
-        processes = self._workers(len(images))  # type: ignore[arg-type]
-        device = find_device(self.trainer)
-        results = []
-        with fitting(f"{self.name} on held-out images", FEWER_COPIES):
-            for batch, labels in in_order(images, BATCH_SIZE, processes, dealt=True):
-                results.append((value(batch.to(device, non_blocking=True)).cpu(), labels))
-        values, labels_N = (
-            torch.cat(part) for part in zip(*parallel.collect(results), strict=True)
-        )
-        return values, labels_N
-
-    def _workers(self, images: int) -> int:
-        return workers(self.trainer, images, self.stream.image_size)
-
     def _new_model(self) -> Incremental:
         model = build_model(self.tokenizer_settings, self.settings)
         trunk: Any = model.trunks[0]
         trunk.compiled = pays_to_compile(trunk, self.trainer)
         return model
-
-    def _freeze_tokenizer(self) -> None:
-        self.tokenizer.eval().requires_grad_(False)

@@ -191,6 +191,14 @@ class Incremental(nn.Module):
         x_BLD = trunk.features(inputs_BLZ, condition_BD, adapter, self.groups.null)
         return trunk.log_likelihoods(x_BLD, condition_BD, tokens_BL, adapter)
 
+    def predictions(
+        self, noised_BZhw: Tensor, times_B: Tensor, labels_B: Tensor, group: int
+    ) -> Tensor:
+        """What a DiT predicts (B, Z, h, w) under these labels."""
+        condition_BD, adapter = self.groups.condition(labels_B), self.groups.adapter(group)
+        predicted: Tensor = self.trunk(group)(noised_BZhw, times_B, condition_BD, adapter)
+        return predicted
+
     def trunk(self, group: int) -> Any:
         """The trunk that serves a group."""
         return self.trunks[self._trunk_of[group]]

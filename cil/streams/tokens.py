@@ -1,6 +1,6 @@
-"""An experience as cached token maps: the tokenizer is frozen, so every image is encoded once.
+"""An experience as cached token maps or latents: the tokenizer is frozen, so it encodes once.
 
-Shapes: N token maps (images times views), B of a batch, L tokens.
+Shapes: N encoded images (images times views), B of a batch, L tokens.
 """
 
 import itertools
@@ -32,7 +32,8 @@ from cil.files import HashingWriter, explained, replacing
 MOST_CODES = int(np.iinfo(np.int16).max) + 1  # tokens are kept as 16-bit numbers
 _MOST_PIXELS = 2**22  # encoded at once: 64 images of 256 pixels a side
 _LONG = 20  # batches worth a progress bar
-_MANY = 100_000  # token maps worth a word
+_MANY = 100_000  # encoded images worth a word
+_CHUNK = 2**10  # rows read at once
 
 
 class Turned(Dataset):
@@ -88,10 +89,11 @@ class Views(Dataset):
         return self.images[row % len(self.images), self.seed + row]
 
 
-class TokenMaps(Dataset):
-    """Token maps and labels in a memory-mapped file; items are (tokens (B, L) int16, labels (B,)).
+class EncodedImages(Dataset):
+    """Encoded images and labels in a memory-mapped file; items are (content (B, ...), labels (B,)).
 
-    An item is asked for by the list of its B rows, which are read at once.
+    Content is tokens (B, L) int16, or whatever float16 an image was encoded to. An item is asked
+    for by the list of its B rows, which are read at once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -105,28 +107,48 @@ class TokenMaps(Dataset):
     def __getitem__(self, rows: list[int]) -> tuple[Tensor, Tensor]:
         read = self.rows[rows]
         labels = read["label"].astype(np.int64)
-        return torch.from_numpy(np.ascontiguousarray(read["tokens"])), torch.from_numpy(labels)
+        return torch.from_numpy(np.ascontiguousarray(read["content"])), torch.from_numpy(labels)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each channel (Z,) of contents (N, Z, h, w), float64."""
+        sums: Any = 0.0
+        for first in range(0, len(self.rows), _CHUNK):  # the file may be larger than the memory
+            part = self.rows["content"][first : first + _CHUNK].astype(np.float64)
+            sums = sums + np.stack([part.sum((0, 2, 3)), np.square(part).sum((0, 2, 3))])
+        count = self.rows["content"][:, 0].size
+        mean, square = torch.from_numpy(sums / count)
+        return mean, (square - mean.square()).clamp_min(0).sqrt()
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How images become token maps."""
+    """How images become rows of a file."""
 
-    tokenize: Callable[[Tensor], Tensor]  # images (B, channels, H, W) -> tokens (B, L)
-    tokens: int  # L
+    encode: Callable[[Tensor], Tensor]  # images (B, channels, H, W) -> (B, ...)
+    content: np.dtype  # of a row: `tokens_of` or `floats_of`
     device: torch.device
     workers: int  # processes that load images
     progress: bool
     unreadable: Callable[[], list[str]]  # files that could not be decoded so far
 
 
-def token_maps(
+def tokens_of(count: int) -> np.dtype:
+    """A row of so many tokens."""
+    return np.dtype(("<i2", (count,)))
+
+
+def floats_of(shape: tuple[int, ...]) -> np.dtype:
+    """A row of numbers of this shape, in 16 bits: their rounding is far below the noise added."""
+    return np.dtype(("<f2", shape))
+
+
+def encode_once(
     images: Views, encoding: Encoding, path: Path, key: Mapping[str, Any]
-) -> tuple[TokenMaps, dict[str, Any]]:
-    """Images as token maps, from the file `path` if it is there.
+) -> tuple[EncodedImages, dict[str, Any]]:
+    """Encoded images, from the file `path` if it is there.
 
     `key` is what it was named by (see `cache.place`). Returns them with facts: "seconds" they took
-    to make, of which "saved" were saved now, "codes", how many different ones occur, and
+    to make, of which "saved" were saved now, "codes", how many different tokens occur, and
     "unreadable", the files for which others stood in.
 
     Raises:
@@ -135,16 +157,16 @@ def token_maps(
     with cache.alone(path) as waited:
         found = cache.find(path)
         facts = found or _encode(images, encoding, path, key)
-    maps = TokenMaps(path)
-    if len(maps) >= _MANY and parallel.is_first():
+    rows = EncodedImages(path)
+    if len(rows) >= _MANY and parallel.is_first():
         how = f"made in {facts['seconds']:.0f} s" if found is None else "found"
-        print(f"{len(maps):,} token maps {how}: {path}, {cache.size(path)}", file=sys.stderr)
+        print(f"{len(rows):,} encoded images {how}: {path}, {cache.size(path)}", file=sys.stderr)
     # What passed while another run made them is counted already.
-    return maps, {**facts, "saved": 0.0 if found is None else facts["seconds"] - waited}
+    return rows, {**facts, "saved": 0.0 if found is None else facts["seconds"] - waited}
 
 
-def shuffled(data: TokenMaps, batch_size: int) -> DataLoader:
-    """Batches of token maps in a new order each pass; this device's share of each of them."""
+def shuffled(data: EncodedImages, batch_size: int) -> DataLoader:
+    """Batches of encoded images in a new order each pass; this device's share of each of them."""
     rows = parallel.share(_shuffled_rows(data, batch_size))
     return DataLoader(data, sampler=rows, batch_size=None)
 
@@ -212,7 +234,7 @@ def _encode(
 ) -> dict[str, Any]:
     """Write the file `path`. Of several devices each encodes a part, and the first joins them."""
     began = time.perf_counter()
-    kind = np.dtype([("label", "<i4"), ("tokens", "<i2", (encoding.tokens,))])
+    kind = np.dtype([("label", "<i4"), ("content", encoding.content)])
     ends = [len(images) * i // parallel.world() for i in range(parallel.world() + 1)]
     mine = Subset(images, range(ends[parallel.rank()], ends[parallel.rank() + 1]))
     parts = [path.with_name(f"{path.name}.part{rank}") for rank in range(parallel.world())]
@@ -241,33 +263,35 @@ def _encode(
 
 
 def _write(file: HashingWriter, images: Dataset, encoding: Encoding, kind: np.dtype) -> np.ndarray:
-    """Write the rows of these images; returns which codes they use (MOST_CODES,)."""
+    """Write the rows of these images; returns which codes their tokens are (MOST_CODES,)."""
     used = np.zeros(MOST_CODES, dtype=bool)
-    for tokens_BL, labels_B in _encoded(images, encoding):
+    for content, labels_B in _encoded(images, encoding):
         rows = np.empty(len(labels_B), kind)
-        rows["tokens"], rows["label"] = tokens_BL, labels_B
-        used[rows["tokens"]] = True
+        rows["content"], rows["label"] = content, labels_B
+        if content.dtype == np.int16:
+            used[content] = True
         file.write(rows.tobytes())
     return used
 
 
 @torch.inference_mode()
 def _encoded(images: Dataset, encoding: Encoding) -> Iterable[tuple[np.ndarray, np.ndarray]]:
-    """(tokens (B, L), labels (B,)) of all images, in order; a step behind, so the GPU never waits.
+    """(content (B, ...), labels (B,)) of all images, in order; a step behind: no GPU ever waits.
 
-    A batch's tokens are fetched when the next one's work has been handed to the GPU.
+    A batch's content is fetched when the next one's work has been handed to the GPU.
     """
     if not len(images):  # type: ignore[arg-type]  # fewer than devices
         return
     pixels = images[0][0][0].numel()
     loader = in_order(images, max(1, min(1024, _MOST_PIXELS // pixels)), encoding.workers)
+    dtype = torch.int16 if encoding.content.base.kind == "i" else torch.float16
     hidden = not encoding.progress or len(loader) < _LONG or not parallel.is_first()
     waiting = None
     for batch, labels in tqdm(loader, "encoding", leave=False, disable=hidden):
-        tokens = encoding.tokenize(batch.to(encoding.device, non_blocking=True))
-        tokens = tokens.to(torch.int16)
+        content = encoding.encode(batch.to(encoding.device, non_blocking=True))
+        content = content.to(dtype)
         if waiting is not None:
             yield waiting[0].cpu().numpy(), waiting[1].numpy()
-        waiting = tokens, labels
+        waiting = content, labels
     if waiting is not None:
         yield waiting[0].cpu().numpy(), waiting[1].numpy()

@@ -21,7 +21,8 @@ def titles(monkeypatch) -> list[str]:
         learned.append(title)
         return fit(*args, title=title, **options)
 
-    monkeypatch.setattr("cil.methods.var.fit", noting)
+    for room in ("generative", "var", "diffusion"):
+        monkeypatch.setattr(f"cil.methods.{room}.fit", noting)
     return learned
 
 

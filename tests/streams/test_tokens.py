@@ -17,14 +17,15 @@ from cil.errors import UserError
 from cil.files import lock
 from cil.methods.var_parts import build_tokenizer
 from cil.streams.tokens import (
+    EncodedImages,
     Encoding,
-    TokenMaps,
     Turned,
     Views,
+    encode_once,
     in_memory,
     shuffled,
     shuffled_images,
-    token_maps,
+    tokens_of,
 )
 
 VIEWS = 3
@@ -53,19 +54,20 @@ def images(tiny_stream):
     return tiny_stream.experiences[0].train
 
 
-def made(images, tokenizer, folder: Path, workers: int = 0, **key) -> tuple[TokenMaps, dict, int]:
+def made(
+    images, tokenizer, folder: Path, workers: int = 0, **key
+) -> tuple[EncodedImages, dict, int]:
     """Token maps, their facts and how many images were encoded for them."""
     counting = Counting(tokenizer)
-    encoding = Encoding(
-        counting, tokenizer.tokens, torch.device("cpu"), workers, progress=False, unreadable=list
-    )
+    row = tokens_of(tokenizer.tokens)
+    encoding = Encoding(counting, row, CPU, workers, progress=False, unreadable=list)
     key = {"views": VIEWS, **key}
     path = cache_module.place(folder, "digits", key, ".npy")
-    maps, facts = token_maps(Views(images, VIEWS, seed=0), encoding, path, key)
+    maps, facts = encode_once(Views(images, VIEWS, seed=0), encoding, path, key)
     return maps, facts, counting.images
 
 
-def content(maps: TokenMaps) -> tuple[Tensor, Tensor]:
+def content(maps: EncodedImages) -> tuple[Tensor, Tensor]:
     return maps[list(range(len(maps)))]
 
 
@@ -146,11 +148,11 @@ def test_what_was_cut_short_does_not_count(images, tokenizer, cache):
         raise RuntimeError("killed")
 
     encoding = Encoding(
-        dies, tokenizer.tokens, torch.device("cpu"), 0, progress=False, unreadable=list
+        dies, tokens_of(tokenizer.tokens), torch.device("cpu"), 0, progress=False, unreadable=list
     )
     path = cache_module.place(cache, "digits", {"views": VIEWS}, ".npy")
     with pytest.raises(RuntimeError, match="killed"):
-        token_maps(Views(images, VIEWS, seed=0), encoding, path, {"views": VIEWS})
+        encode_once(Views(images, VIEWS, seed=0), encoding, path, {"views": VIEWS})
     assert not path.exists()
     _, _, encoded = made(images, tokenizer, cache)
     assert encoded == VIEWS * len(images)

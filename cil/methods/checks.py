@@ -1,0 +1,59 @@
+"""What is wrong with the settings of generative methods, said before anything is built."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cil.config import TokenizerConfig
+from cil.errors import UserError
+from cil.streams.stream import Stream
+from cil.streams.tokens import MOST_CODES
+
+_RANGES = {
+    "vocabulary": (2, MOST_CODES),
+    "residual_blocks": (0, math.inf),
+    "condition_from": (0, math.inf),
+    "weight_decay": (0, math.inf),
+    "smoothing_sigma": (0, math.inf),
+    "drop_path": (0, 0.99),
+    "condition_dropout": (0, 0.99),
+    "lr": (1e-12, math.inf),
+}
+
+
+def check_ranges(section: str, settings: Any) -> None:
+    """Raises UserError for a number (or list of numbers) outside what its setting can mean."""
+    for key, value in asdict(settings).items():
+        numbers = value if isinstance(value, list) else [value]
+        if not all(isinstance(n, int | float) and not isinstance(n, bool) for n in numbers):
+            continue
+        low, high = _RANGES.get(key, (1, math.inf))
+        if not numbers or not all(low <= n <= high and n < math.inf for n in numbers):
+            wanted = f"from {low} to {high}" if high < math.inf else f"{low} or more"
+            raise UserError(f"{section}.{key} is {value}: choose {wanted}.")
+
+
+def check_tokenizer(stream: Stream, tokenizer: TokenizerConfig) -> None:
+    """Raises UserError where the tokenizer's settings do not fit each other or the images."""
+    check_ranges("tokenizer", tokenizer)
+    if tokenizer.scales != sorted(set(tokenizer.scales)) or len(tokenizer.scales) < 2:
+        raise UserError(
+            f"tokenizer.scales is {tokenizer.scales}: give at least two sides from small to large."
+        )
+    size = 2 ** (len(tokenizer.multipliers) - 1) * tokenizer.scales[-1]
+    if size != stream.image_size:
+        raise UserError(
+            f"tokenizer.multipliers and tokenizer.scales make a tokenizer of {size} px, but the "
+            f"images of {stream.name} have {stream.image_size} px: the last scale times 2 for "
+            "every multiplier but the first must equal it."
+        )
+
+
+def check_heads(section: str, sizes: Mapping[str, int]) -> None:
+    """Raises UserError when `heads` does not divide `width`."""
+    if sizes["width"] % sizes["heads"]:
+        raise UserError(
+            f"{section}.heads is {sizes['heads']}, which does not divide {section}.width "
+            f"{sizes['width']}."
+        )
