@@ -109,10 +109,14 @@ class VARConfig:
     adaptive: those near the best after every scale, by margins fitted on held-out images."""
     smoothing_samples: int = 4
     """Copies of an image whose likelihoods are averaged, the clean one counted; 1: no smoothing."""
+    smoothing: Literal["noise", "views"] = "noise"
+    """What the other copies are: noise puts some on the tokenizer's latents, as published; views
+    varies the image itself at random, as in training."""
     smoothing_mean: Literal["log_likelihoods", "probabilities"] = "log_likelihoods"
     """Of what the copies are averaged: A-VARC's public code and its text differ."""
     smoothing_sigma: float = 0.04
-    """Standard deviation of the noise on the tokenizer's latents of the other copies."""
+    """Standard deviation of the noise on the tokenizer's latents of the other copies; views have
+    none."""
 
 
 @dataclass

@@ -186,7 +186,7 @@ def of_a_size(options: argparse.Namespace, trainer: TrainerConfig) -> pd.DataFra
 
 def random_pixels() -> Stream:
     """A stream of no images, of the size that the published tokenizer reads."""
-    return Stream("random pixels", (), (), (), 256, 3, "", {}, (), None)
+    return Stream("random pixels", (), (), (), 256, 3, "", {}, (), None, None)
 
 
 def classifying(

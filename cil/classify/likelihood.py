@@ -5,7 +5,7 @@ K scales, S copies of an image, Z latent channels.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise, product
 from typing import Literal
 
@@ -356,6 +356,23 @@ def noisy_copies(latents_BZhw: Tensor, seeds: Sequence[int], samples: int, sigma
     own = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
     noise_SBZhw = torch.stack(own, 1).to(latents_BZhw)
     return torch.cat([latents_BZhw[None], latents_BZhw + sigma * noise_SBZhw])
+
+
+def varied_copies(
+    images: Tensor, seeds: Sequence[int], samples: int, vary: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """The images (B, channels, H, W) and `samples` - 1 times what `vary` makes of each -> (S, B, ...).
+
+    A shifted or mirrored image is read as wholly other tokens, and yet as ones that the model has
+    learned from; noise on latents moves few tokens, and those to where no image has them. An
+    image's copies come from its own seed, so that a score depends on its image alone.
+    """
+    copies = []
+    for image, seed in zip(images.cpu(), seeds, strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            copies.append(torch.stack([vary(image) for _ in range(samples - 1)]))
+    return torch.cat([images[None], torch.stack(copies, 1).to(images)])
 
 
 def by_scale(values: Tensor, scales: tuple[int, ...]) -> Tensor:

@@ -187,7 +187,7 @@ class Groundwork:
 
     def _images_key(self, experience: Experience, turns: int) -> dict[str, Any]:
         """What decides the images that are learned from, varied as they are."""
-        augmentation = repr(experience.train.augment)  # type: ignore[attr-defined]
+        augmentation = repr(self.stream.augment)
         return {
             "stream": self.stream.fingerprint,
             "experience": experience.index,

@@ -17,6 +17,7 @@ from cil.classify.likelihood import (
     noisy_copies,
     staged_scores,
     token_log_likelihoods,
+    varied_copies,
 )
 from cil.classify.schedule import Schedule, Stage, adaptive, cost, fit_margins, schedule
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
@@ -34,7 +35,7 @@ from cil.streams.tokens import EncodedImages, Views, shuffled, tokens_of
 # Settings of what comes after the trunk, on which it does not depend.
 _AFTER_THE_TRUNK = (
     *("plasticity", "adapter_rank", "adapter_layers", "steps"),
-    *("schedule", "smoothing_samples", "smoothing_mean", "smoothing_sigma"),
+    *("schedule", "smoothing", "smoothing_samples", "smoothing_mean", "smoothing_sigma"),
 )
 
 
@@ -132,15 +133,28 @@ class VARMethod:
 
     @torch.inference_mode()
     def copies(self, images: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-        """Tokens (S, B, L) of each image and of noisy copies, and what the transformer reads."""
+        """Tokens (S, B, L) of each image and its other copies, and what the transformer reads."""
         with torch.inference_mode(False):  # whose parameters could not be trained any more
             self.tokenizer.to(images.device)
             self.model.to(images.device)
-        latents, sigma = self.tokenizer.encode(images), self.settings.smoothing_sigma
-        seeds = image_seeds(images) if samples > 1 else []
-        copies = noisy_copies(latents, seeds, samples, sigma) if samples > 1 else latents[None]
-        tokens, inputs = self.tokenizer.read(copies.flatten(0, 1))
-        return tokens.unflatten(0, copies.shape[:2]), inputs.unflatten(0, copies.shape[:2])
+        latents_SBZhw = self._latents(images, samples)
+        tokens, inputs = self.tokenizer.read(latents_SBZhw.flatten(0, 1))
+        copies = latents_SBZhw.shape[:2]
+        return tokens.unflatten(0, copies), inputs.unflatten(0, copies)
+
+    def _latents(self, images: Tensor, samples: int) -> Tensor:
+        """Latents (S, B, Z, h, w) of so many copies of each image, the clean one first."""
+        encode = self.tokenizer.encode
+        if samples == 1:
+            return encode(images)[None]
+        seeds = image_seeds(images)
+        if self.settings.smoothing == "noise":
+            return noisy_copies(encode(images), seeds, samples, self.settings.smoothing_sigma)
+        # One copy of all at a time: many large images would not fit in memory together.
+        vary = self.stream.augment
+        assert vary is not None  # check_settings saw to it
+        copies = varied_copies(images, seeds, samples, vary)
+        return torch.stack([encode(copy) for copy in copies])
 
     def stages(self) -> Schedule:
         """The configured schedule."""

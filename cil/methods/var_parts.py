@@ -16,6 +16,10 @@ def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -
     check_ranges("var", var)
     check_tokenizer(stream, tokenizer)
     check_heads("var", asdict(var))
+    if var.smoothing == "views" and stream.augment is None:
+        raise UserError(
+            "var.smoothing is views, but with stream.augment false no image is varied: choose noise."
+        )
     if var.condition_from > var.depth:
         raise UserError(
             f"var.condition_from is {var.condition_from}, but var.depth is {var.depth}: "

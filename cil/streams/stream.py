@@ -70,6 +70,7 @@ class Stream:
     reproducibility: dict[str, Any]  # Avalanche's own record of the benchmark; plain JSON values
     splits: tuple[Dataset, ...]  # the source's train, validation and test images
     class_list: str | None  # name of the list that chose the classes; None: all there are
+    augment: Transform | None  # what varies the training images
 
     @property
     def class_list_hash(self) -> str:
@@ -158,6 +159,7 @@ def build_stream(source: Source, protocol: str, class_order: Sequence[int]) -> S
         reproducibility=scenario.get_reproducibility_data(),
         splits=(source.train, source.validation, source.test),
         class_list=source.class_list,
+        augment=source.augment,
     )
 
 

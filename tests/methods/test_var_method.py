@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from cil.classify.likelihood import by_scale
+from cil.classify.likelihood import by_scale, image_seeds
 from cil.classify.schedule import schedule
 from cil.config import StreamConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.errors import UserError
@@ -108,6 +108,38 @@ def test_smoothing_averages_the_log_likelihoods_of_noisy_copies(learned, tiny_im
     torch.testing.assert_close(method.scores(tiny_images[5:7]), scores[5:7])
     assert torch.equal(method.scores(tiny_images), scores)
     method.settings = settings
+
+
+def test_smoothing_by_views_averages_over_varied_images(learned, tiny_stream, tiny_images):
+    method, _, _ = learned
+    settings = method.settings
+    method.settings = replace(settings, smoothing="views", smoothing_samples=3)
+    tokens_SBL, _ = method.copies(tiny_images, 3)
+    assert torch.equal(tokens_SBL[0], method.tokenizer.tokenize(tiny_images))
+    assert (tokens_SBL[1] != tokens_SBL[0]).any(1).float().mean() > 0.5
+    assert (tokens_SBL[1] != tokens_SBL[2]).any(1).float().mean() > 0.5
+    scores = method.scores(tiny_images)
+    weights = method.scale_weights_K
+    with torch.random.fork_rng():
+        torch.manual_seed(image_seeds(tiny_images[:1])[0])
+        views = [tiny_images[0], *(tiny_stream.augment(tiny_images[0]) for _ in range(2))]
+    each = (method.scale_log_likelihoods(torch.stack(views)) * weights).sum(-1)
+    torch.testing.assert_close(scores[0], each.mean(0))
+    # A score depends on its image alone, and neither asking nor scoring draws from the global seed.
+    torch.testing.assert_close(method.scores(tiny_images[5:7]), scores[5:7])
+    before = torch.get_rng_state()
+    assert torch.equal(method.scores(tiny_images), scores)
+    assert torch.equal(torch.get_rng_state(), before)
+    method.settings = settings
+
+
+def test_smoothing_by_views_needs_images_that_are_varied(
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, cache
+):
+    settings = replace(tiny_var_config, smoothing="views")
+    still = replace(tiny_stream, augment=None)
+    with pytest.raises(UserError, match="smoothing is views, but with stream.augment false"):
+        VARMethod("var", still, tiny_tokenizer_config, settings, quiet_cpu, cache)
 
 
 def test_scale_weights_can_be_switched_off(
