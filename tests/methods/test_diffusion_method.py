@@ -11,7 +11,7 @@ from tiny import TINY, folders
 from torch import Tensor
 
 from cil import run
-from cil.config import DiffusionConfig, TokenizerConfig
+from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig
 from cil.errors import UserError
 from cil.methods.diffusion import DiffusionMethod
 from cil.methods.diffusion_module import DiffusionModule
@@ -185,6 +185,29 @@ def test_divergence_and_too_little_memory_say_what_to_do(make, tiny_stream, monk
     monkeypatch.setattr(DiffusionModule, "training_step", full)
     with pytest.raises(UserError, match=r"does not fit .* lower diffusion\.batch_size"):
         learn(make(batch_size=8), tiny_stream, 0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile_", ["never", "always"])
+def test_on_a_gpu_16_bits_find_the_same_classes(
+    compile_, tiny_stream, tiny_tokenizer_config, tiny_diffusion_config, make, tiny_images, cache
+):
+    trainer = TrainerConfig(accelerator="gpu", progress=False, compile=compile_)
+    enough = {"width": 32, "first_steps": 150, "steps": 100, "views": 4, "schedule": [[10, 1]]}
+    settings = replace(tiny_diffusion_config, **enough)
+    method = DiffusionMethod(
+        "diffusion", tiny_stream, tiny_tokenizer_config, settings, trainer, cache
+    )
+    for index in range(2):
+        learn(method, tiny_stream, index)
+        found = method.scores(tiny_images.cuda()).cpu()
+        assert found.isfinite().all()
+    exact = make(cache, **enough)
+    exact.load_state(method.state())
+    expected = exact.scores(tiny_images)
+    assert (found.argmax(1) == expected.argmax(1)).double().mean() >= 0.95
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize(
