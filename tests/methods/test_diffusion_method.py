@@ -15,7 +15,7 @@ from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig
 from cil.errors import UserError
 from cil.methods.diffusion import DiffusionMethod
 from cil.methods.diffusion_module import DiffusionModule
-from cil.methods.diffusion_parts import check_settings
+from cil.methods.diffusion_parts import build_model, check_settings
 from cil.methods.seeding import seed_all
 from cil.methods.var import VARMethod
 from cil.models.latents import Latents
@@ -229,6 +229,14 @@ def test_settings_that_do_not_fit_are_refused(changes, message, tiny_stream):
     check_settings(stream, TokenizerConfig(), DiffusionConfig())
     with pytest.raises(UserError, match=message):
         check_settings(stream, TokenizerConfig(), replace(DiffusionConfig(), **changes))
+
+
+def test_a_published_size_stands_for_depth_width_and_heads(tiny_stream, tiny_tokenizer_config):
+    settings = DiffusionConfig(size="S", depth=1, width=66, heads=5, space="pixels", patch=4)
+    check_settings(tiny_stream, tiny_tokenizer_config, settings)
+    trunk = build_model(Latents(None, 1, 8), settings).trunks[0]
+    assert (len(trunk.blocks), trunk.width, trunk.blocks[0].attention.heads) == (12, 384, 6)
+    assert trunk.tokens == 4
 
 
 def test_a_tokenizer_of_another_size_only_matters_to_latents(tiny_stream):
