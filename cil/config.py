@@ -142,7 +142,7 @@ class DiffusionConfig:
     """Features a token; a multiple of four."""
     heads: int = 2
     """Attention heads a block; must divide width."""
-    patch: int = 1
+    patch: int = 2
     """Side of the square of latents or pixels that makes a token."""
     adapter_rank: int = 16
     """Rank of an adapter's low-rank updates."""
@@ -150,13 +150,13 @@ class DiffusionConfig:
     """Layers an adapter updates: every linear one, or only those that read the class."""
     views: int = 24
     """Augmented views of each training image, encoded once and cached."""
-    first_steps: int = 500
+    first_steps: int = 800
     """Optimiser steps of the trunk, which learns before the first class group."""
-    steps: int = 300
+    steps: int = 600
     """Optimiser steps of every class group."""
     batch_size: int = 64
     """Images a step, each at a timestep of its own."""
-    lr: float = 2.0e-3
+    lr: float = 4.0e-3
     """Peak learning rate (AdamW, one cycle)."""
     weight_decay: float = 0.05
     """Weight decay of a trunk's matrices; vectors, embeddings and adapters have none."""

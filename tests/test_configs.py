@@ -12,6 +12,7 @@ import yaml
 
 from cil.command_line import describe, parse
 from cil.config import Config
+from cil.methods.diffusion_parts import check_settings as check_diffusion
 from cil.methods.registry import check_names, check_seeds
 from cil.methods.var_parts import check_settings
 from cil.streams.torchvision_sets import SETS
@@ -69,11 +70,13 @@ SIDES = {"digits": 16, "glyphs100": 32, **{name: side for name, (_, side, _) in 
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.name)
-def test_its_tokenizer_fits_its_images(path: Path) -> None:
+def test_its_generative_models_fit_its_images(path: Path) -> None:
     config, _ = parse(str(path), [])
     source = config.stream.source
     side = SIDES.get(source, config.stream.image_size)
-    check_settings(SimpleNamespace(name=source, image_size=side), config.tokenizer, config.var)
+    stream: Any = SimpleNamespace(name=source, image_size=side)
+    check_settings(stream, config.tokenizer, config.var)
+    check_diffusion(stream, config.tokenizer, config.diffusion)
 
 
 def test_a_key_without_a_sentence_is_noticed() -> None:

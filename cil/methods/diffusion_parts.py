@@ -28,9 +28,10 @@ def check_settings(stream: Stream, tokenizer: TokenizerConfig, diffusion: Diffus
     diffusion_schedule(diffusion.schedule)
     if diffusion.space == "latents":
         check_tokenizer(stream, tokenizer)
-    check_heads("diffusion", asdict(sized(diffusion)))
-    if diffusion.width % 4:
-        raise UserError(f"diffusion.width is {diffusion.width}: give a multiple of four.")
+    sizes = sized(diffusion)
+    check_heads("diffusion", asdict(sizes))
+    if sizes.width % 4:
+        raise UserError(f"diffusion.width is {sizes.width}: give a multiple of four.")
     side = tokenizer.scales[-1] if diffusion.space == "latents" else stream.image_size
     if side % diffusion.patch:
         raise UserError(

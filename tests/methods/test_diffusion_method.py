@@ -11,11 +11,11 @@ from tiny import TINY, folders
 from torch import Tensor
 
 from cil import run
-from cil.config import DiffusionConfig, TokenizerConfig
+from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig
 from cil.errors import UserError
 from cil.methods.diffusion import DiffusionMethod
 from cil.methods.diffusion_module import DiffusionModule
-from cil.methods.diffusion_parts import check_settings
+from cil.methods.diffusion_parts import build_model, check_settings
 from cil.methods.seeding import seed_all
 from cil.methods.var import VARMethod
 from cil.models.latents import Latents
@@ -187,6 +187,29 @@ def test_divergence_and_too_little_memory_say_what_to_do(make, tiny_stream, monk
         learn(make(batch_size=8), tiny_stream, 0)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("compile_", ["never", "always"])
+def test_on_a_gpu_16_bits_find_the_same_classes(
+    compile_, tiny_stream, tiny_tokenizer_config, tiny_diffusion_config, make, tiny_images, cache
+):
+    trainer = TrainerConfig(accelerator="gpu", progress=False, compile=compile_)
+    enough = {"width": 32, "first_steps": 150, "steps": 100, "views": 4, "schedule": [[10, 1]]}
+    settings = replace(tiny_diffusion_config, **enough)
+    method = DiffusionMethod(
+        "diffusion", tiny_stream, tiny_tokenizer_config, settings, trainer, cache
+    )
+    for index in range(2):
+        learn(method, tiny_stream, index)
+        found = method.scores(tiny_images.cuda()).cpu()
+        assert found.isfinite().all()
+    exact = make(cache, **enough)
+    exact.load_state(method.state())
+    expected = exact.scores(tiny_images)
+    assert (found.argmax(1) == expected.argmax(1)).double().mean() >= 0.95
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -206,6 +229,14 @@ def test_settings_that_do_not_fit_are_refused(changes, message, tiny_stream):
     check_settings(stream, TokenizerConfig(), DiffusionConfig())
     with pytest.raises(UserError, match=message):
         check_settings(stream, TokenizerConfig(), replace(DiffusionConfig(), **changes))
+
+
+def test_a_published_size_stands_for_depth_width_and_heads(tiny_stream, tiny_tokenizer_config):
+    settings = DiffusionConfig(size="S", depth=1, width=66, heads=5, space="pixels", patch=4)
+    check_settings(tiny_stream, tiny_tokenizer_config, settings)
+    trunk = build_model(Latents(None, 1, 8), settings).trunks[0]
+    assert (len(trunk.blocks), trunk.width, trunk.blocks[0].attention.heads) == (12, 384, 6)
+    assert trunk.tokens == 4
 
 
 def test_a_tokenizer_of_another_size_only_matters_to_latents(tiny_stream):

@@ -22,6 +22,7 @@ from cil.streams.tokens import (
     Turned,
     Views,
     encode_once,
+    floats_of,
     in_memory,
     shuffled,
     shuffled_images,
@@ -226,3 +227,22 @@ def test_images_come_in_a_new_order_each_pass(images):
     first, second = (torch.cat([labels for _, labels in loader]).tolist() for _ in range(2))
     assert sorted(first) == sorted(second) == sorted(images.targets)
     assert first != second
+
+
+def test_latents_are_kept_in_16_bits_and_know_their_spread(images, tokenizer, cache, monkeypatch):
+    monkeypatch.setattr("cil.streams.tokens._CHUNK", 7)  # no divisor of their number
+    encoding = Encoding(tokenizer.encode, floats_of((4, 4, 4)), CPU, 0, False, list)
+    key = {"views": VIEWS}
+    path = cache_module.place(cache, "latents", key, ".npy")
+    plain = tiny_plain(images)
+    rows, facts = encode_once(Views(plain, VIEWS, seed=0), encoding, path, key)
+    found, labels = content(rows)
+    assert found.dtype == torch.float16
+    assert facts["codes"] == 0
+    assert labels.tolist() == VIEWS * plain.targets
+    expected = tokenizer.encode(in_memory(plain)[0])
+    torch.testing.assert_close(found.float(), expected.repeat(VIEWS, 1, 1, 1), rtol=1e-3, atol=1e-4)
+    mean_Z, std_Z = rows.moments()
+    values = found.double().transpose(0, 1).flatten(1)
+    torch.testing.assert_close(mean_Z, values.mean(1))
+    torch.testing.assert_close(std_Z, values.std(1, correction=0))
