@@ -155,6 +155,8 @@ def _words(kind: Any) -> str:
         return "a section of settings"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is dict:
+        return "settings by method such as {ewc: {discriminative.lr: 0.01}}"
     if get_origin(kind) is list:
         return lists[get_args(kind)[0]]
     return " or ".join(_words(part) for part in get_args(kind))

@@ -35,6 +35,7 @@ from cil.methods.training import (
     fitting,
     pays_to_compile,
 )
+from cil.methods.var_cost import group_macs, start_macs
 from cil.methods.var_module import VARModule
 from cil.methods.var_parts import build_model, build_tokenizer, check_settings
 from cil.models.class_groups import Incremental
@@ -86,6 +87,7 @@ class VARMethod:
         self.margins_K: list[float] = []  # of the adaptive schedule
         self.reads: list[float] = []  # classes its stages read of the newest held-out images
         self.codebook_use: list[float] = []  # share of the codes met in each experience
+        self.learning_macs = 0.0
 
     @property
     def classes_seen(self) -> int:
@@ -102,12 +104,19 @@ class VARMethod:
             saved += self._learn_tokenizer(experience, seed, log)
             saved += self._learn_trunk(experience, seed, log)
             steps_before = self.tokenizer_settings.steps + self.settings.first_steps
+            first: Any = self.model.trunks[0]
+            self.learning_macs = start_macs(
+                self.tokenizer, first, self.tokenizer_settings, self.settings
+            )
         tokens, facts = self._token_maps(experience, 1, seed)
         use = facts["codes"] / self.tokenizer_settings.vocabulary
         log(steps_before, {"tokenizer/codebook_use": use})
         self.codebook_use.append(use)
         seed_all(seed, 2)
         self.model.grow(len(experience.labels))
+        encoded = len(tokens) * (2 if experience.index == 0 else 1)  # also for the trunk
+        trunk: Any = self.model.trunk(0)
+        self.learning_macs += group_macs(self.tokenizer, trunk, self.settings, encoded)
         title = f"{self.name} experience {experience.index + 1}/{self.experiences}"
         self.train_on(tokens, self.settings.steps, title, log, steps_before)
         if self.settings.schedule == "adaptive":
@@ -175,6 +184,7 @@ class VARMethod:
             "margins": self.margins_K,
             "reads": self.reads,
             "codebook_use": self.codebook_use,
+            "learning_macs": self.learning_macs,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -187,6 +197,7 @@ class VARMethod:
         self.scale_weights_K = state["scale_weights"]
         self.margins_K, self.reads = list(state["margins"]), list(state["reads"])
         self.codebook_use = list(state["codebook_use"])
+        self.learning_macs = state["learning_macs"]
         self._freeze_tokenizer()
         self.model.eval()
 
@@ -198,7 +209,15 @@ class VARMethod:
         whole = cost(one_class, trunk, classes=1)
         staged = cost(stages, trunk, self.classes_seen, reads=self.reads or None)
         evaluations = staged.layers / whole.layers
-        return MethodSize(parameters, 0, evaluations)
+        asked = cost(stages, trunk, self.classes_seen, self.tokenizer, reads=self.reads or None)
+        return MethodSize(
+            parameters=parameters,
+            stored_images=0,
+            stored_bytes=0,
+            likelihood_evaluations=evaluations,
+            learning_macs=self.learning_macs,
+            prediction_macs=asked.layers + asked.attention,
+        )
 
     def facts(self) -> dict[str, float]:
         """Codebook use in the first and the last experience, and the weight of each scale."""
