@@ -17,7 +17,15 @@ from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
 from cil.errors import UserError, is_interrupt
 from cil.launch import launch
-from cil.methods.registry import build, check_batches, check_names, check_seeds, expand, settings
+from cil.methods.registry import (
+    build,
+    check_batches,
+    check_names,
+    check_seeds,
+    check_tuned,
+    expand,
+    settings,
+)
 from cil.records import RunView, finished_run
 
 if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait for them
@@ -101,6 +109,7 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     check_names(wished)
     names = expand(wished)
     check_seeds(seeds)
+    check_tuned(config)
     check_batches(names, config, parallel.processes(config.trainer))
     place = parallel.place_given(config.trainer)
     if place is not None:

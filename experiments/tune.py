@@ -3,7 +3,7 @@
     python -m experiments.tune split_digits --methods=[ewc,lwf]
     python -m cil.run split_digits --methods=[ewc,lwf] --config=runs/split_digits-tuning/tuned.yaml
 
-Every combination of a method's grid (configs/grids/default.yaml, or --grid=FILE) learns the first
+Every combination of a method's grid (configs/grids/EXPERIMENT.yaml or --grid=FILE) learns the first
 two experiences (--experiences=N) and is judged by its accuracy on their held-out images, a mean
 over --seeds; no test image is looked at, and no later class. At a tie the average over the
 experiences decides, then the order of the grid. Every trial is a run with its record under
@@ -35,7 +35,7 @@ from cil.methods.registry import check_names, expand, tuned
 from cil.records import RunView, write_bytes
 from cil.run import complete, exit_code
 
-GRID = Path(__file__).parent.parent / "configs" / "grids" / "default.yaml"
+GRIDS = Path(__file__).parent.parent / "configs" / "grids"
 Grid = Mapping[str, Mapping[str, Sequence[Any]]]  # method -> setting -> values
 JUDGED_BY = ["last_accuracy", "average_incremental_accuracy"]
 
@@ -48,12 +48,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _command(arguments: list[str]) -> None:
     parser = ArgumentParser("python -m experiments.tune", description=__doc__, allow_abbrev=False)
     parser.add_argument("experiment")
-    parser.add_argument("--grid", type=Path, default=GRID)
+    parser.add_argument("--grid", type=Path)
     parser.add_argument("--experiences", type=int, default=2)
     own, others = parser.parse_known_args(arguments)
     config, fresh = parse(own.experiment, others)
-    name = f"{Path(own.experiment).stem}-tuning"
-    trials = tune(name, config, read_grid(own.grid), own.experiences, fresh)
+    stem = Path(own.experiment).stem
+    grid, name = read_grid(own.grid or GRIDS / f"{stem}.yaml"), f"{stem}-tuning"
+    trials = tune(name, config, grid, own.experiences, fresh)
     if trials.empty:  # of several processes the first one alone has them
         return
     folder = Path(config.runs) / name
@@ -70,6 +71,8 @@ def read_grid(path: Path) -> Grid:
     Raises:
         UserError: it is not there, or not made so.
     """
+    if not path.is_file():
+        raise UserError(f"There is no grid {path}: name a file of grids with --grid.")
     try:
         grid = yaml.safe_load(read_bytes(path)) or {}
         if all(isinstance(v, list) and v for settings in grid.values() for v in settings.values()):

@@ -118,6 +118,13 @@ def tuned(name: str, config: Config) -> Config:
     return replace(config, **{n: replace(getattr(config, n), **v) for n, v in sections.items()})
 
 
+def check_tuned(config: Config) -> None:
+    """Raises UserError when `tuned` names a method or a setting that does not exist."""
+    for name in config.tuned:
+        check_names([name])
+        tuned(name, config)
+
+
 def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
     """A finished run's method as it was at the end, and the stream it learned.
 
