@@ -155,6 +155,8 @@ def _words(kind: Any) -> str:
         return "a section of settings"
     if get_origin(kind) is Literal:
         return f"one of {', '.join(get_args(kind))}"
+    if get_origin(kind) is dict:
+        return "settings by method such as {ewc: {discriminative.lr: 0.01}}"
     if get_origin(kind) is list:
         inner = get_args(kind)[0]
         return lists.get(inner, "a list of such lists as [[1,2],[3,4]]")

@@ -31,6 +31,11 @@ class StreamConfig:
     """Seed of the class order (numpy RandomState permutation; 1993 is the literature's)."""
     validation: float = 0.15
     """Share of the training images held out for everything that is tuned or fitted."""
+    evaluate: Literal["test", "validation"] = "test"
+    """Images that methods are evaluated on; validation, to choose settings by, leaves the test
+    images unseen."""
+    stop_after: int | None = None
+    """Experiences after which the stream ends; null goes through all of them."""
     augment: bool = True
     """Whether training images are varied at random: digits and glyphs a little rotated, shifted and
     scaled, others shifted and, where that leaves their class the same, mirrored."""
@@ -171,7 +176,7 @@ class DiffusionConfig:
 
 @dataclass
 class DiscriminativeConfig:
-    """The discriminative baselines (finetune, replay, joint): a CNN trained by Avalanche."""
+    """The discriminative baselines: a CNN trained by Avalanche (cil/methods/recipes.py)."""
 
     backbone: Literal["auto", "cnn", "resnet18", "resnet50"] = "auto"
     """The network: auto is a small CNN up to 16 px and a ResNet18 above; up to 64 px a ResNet
@@ -179,7 +184,7 @@ class DiscriminativeConfig:
     epochs: int = 8
     """Passes over each experience's training images."""
     batch_size: int = 32
-    """Images a step; replay adds as many stored ones."""
+    """Images a step; methods that store images add as many of those."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """What the CNN is trained by; for ResNets the literature takes sgd with lr 0.1, momentum 0.9
     and weight_decay 5e-4."""
@@ -190,7 +195,40 @@ class DiscriminativeConfig:
     momentum: float = 0.9
     """Momentum of sgd."""
     stored_images: int = 200
-    """Images that replay keeps of earlier experiences."""
+    """Images that agem, replay, gdumb, icarl, derpp, er_ace, scr and bic may store, shared evenly
+    by the classes."""
+    backbone_epochs: int = 100
+    """ncm, slda and fecam: passes over the first experience's images, turned by random quarters,
+    that their backbone learns by before it is frozen."""
+    ewc_lambda: float = 100.0
+    """ewc: strength of the penalty (its paper reports 400 to 5,000, of other losses)."""
+    si_lambda: float = 1.0
+    """si: strength of the penalty (its paper: 1.0 on permuted MNIST, 0.1 on split MNIST)."""
+    mas_lambda: float = 1.0
+    """mas: strength of the penalty (its paper: 1)."""
+    mas_alpha: float = 0.5
+    """mas: weight of the earlier importances against the newest (its paper: their mean)."""
+    lwf_alpha: float = 1.0
+    """lwf: weight of the distillation loss (its paper: 1)."""
+    lwf_temperature: float = 2.0
+    """lwf: temperature of the distillation (its paper: 2)."""
+    slda_shrinkage: float = 1.0e-4
+    """slda: shrinkage of the covariance (its paper: 1e-4)."""
+    fecam_shrinkage: float = 0.1
+    """fecam: shrinkage of every class's covariance, diagonal and beside it (its paper: 1)."""
+    derpp_alpha: float = 0.1
+    """derpp: weight of the stored logits (its paper: 0.1 to 0.5)."""
+    derpp_beta: float = 0.5
+    """derpp: weight of the stored labels (its paper: 0.5 to 1)."""
+    scr_temperature: float = 0.1
+    """scr: temperature of the contrastive loss (its paper: 0.1)."""
+    bic_held_out: float = 0.1
+    """bic: share of the stored images that its bias is fitted on (its paper: 0.1)."""
+    bic_epochs: int = 200
+    """bic: passes over those that its bias is fitted on; the learning rate falls after 50, 100 and
+    150 of them."""
+    bic_temperature: float = 2.0
+    """bic: temperature of the distillation (its paper: 2)."""
 
 
 @dataclass
@@ -236,8 +274,10 @@ class Config:
     """One experiment: a stream, the methods that learn it, and where the records go."""
 
     methods: list[str] | str = field(default_factory=lambda: ["var", "finetune", "replay", "joint"])
-    """Methods to compare: var (or var-embedding, var-adapter, var-trunk, var-copy), diffusion (or
-    diffusion-embedding, ...), finetune, replay, joint; as [var,joint]."""
+    """Methods to compare, as [var,joint]: var (or var-embedding, var-adapter, var-trunk, var-copy),
+    diffusion (or diffusion-embedding, ...), finetune, ewc, si, mas, lwf, cwr, ncm, slda, fecam,
+    agem, replay, gdumb, icarl, derpp, er_ace, scr, bic, cumulative, joint; or the sets all,
+    generative, discriminative, exemplar_free."""
     seeds: list[int] | int = field(default_factory=lambda: [0])
     """Random seeds; every method runs once with each; as [0,1,2]."""
     runs: str = "runs"
@@ -245,6 +285,9 @@ class Config:
     cache: str = "cache"
     """Folder of what is made once and used again: scans of image folders, drawn glyphs, tokenizers,
     trunks, token maps and latents. Delete it whenever no run is using it."""
+    tuned: dict[str, dict[str, int | float | str | bool]] = field(default_factory=dict)
+    """Settings of single methods, laid over all others: {ewc: {discriminative.ewc_lambda: 10.0}};
+    experiments/tune.py writes them."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     var: VARConfig = field(default_factory=VARConfig)

@@ -17,7 +17,15 @@ from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
 from cil.errors import UserError, is_interrupt
 from cil.launch import launch
-from cil.methods.registry import build, check_batches, check_names, check_seeds, settings
+from cil.methods.registry import (
+    build,
+    check_batches,
+    check_names,
+    check_seeds,
+    check_tuned,
+    expand,
+    settings,
+)
 from cil.records import RunView, finished_run
 
 if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait for them
@@ -85,9 +93,23 @@ def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
     """
     from cil.table import report  # pandas and matplotlib: half a second that --help need not wait
 
-    names, seeds = _listed(config.methods), _listed(config.seeds)
-    check_names(names)
+    views = complete(experiment, config, fresh)
+    if parallel.is_first():
+        report(experiment, views, Path(config.runs) / experiment)
+    return views
+
+
+def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
+    """As `run`, but with nothing shown at the end.
+
+    Of the methods that a set's name stands for, those that the stream cannot run are named on
+    stderr and left out.
+    """
+    wished, seeds = _listed(config.methods), _listed(config.seeds)
+    check_names(wished)
+    names = expand(wished)
     check_seeds(seeds)
+    check_tuned(config)
     check_batches(names, config, parallel.processes(config.trainer))
     place = parallel.place_given(config.trainer)
     if place is not None:
@@ -106,18 +128,34 @@ def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
     if not parallel.is_first():
         return []
     views = [finished_run(runs[run], wanted[run]) for run in runs]
-    finished = [view for view in views if view is not None]
-    report(experiment, finished, folder)
-    return finished
+    return [view for view in views if view is not None]
 
 
 def _run_methods(config: Config, places: Mapping[tuple[str, int], Path], fresh: bool) -> None:
     """Each (method, seed) with its record in its place."""
     stream = _open_stream(config)
-    for name in dict.fromkeys(name for name, _ in places):
-        build(name, config, stream)  # what does not fit is said before anything is trained
+    names = list(dict.fromkeys(name for name, _ in places))
+    fitting = [name for name in names if _fits(name, config, stream)]
     for (name, seed), place in places.items():
-        _run_method(name, seed, config, stream, place, fresh)
+        if name in fitting:
+            _run_method(name, seed, config, stream, place, fresh)
+
+
+def _fits(name: str, config: Config, stream: "Stream") -> bool:
+    """Whether the stream can run the method; what does not fit is said before any is trained.
+
+    Raises:
+        UserError: it cannot, and it was asked for by its own name.
+    """
+    try:
+        build(name, config, stream)
+    except UserError as error:
+        if name in _listed(config.methods):
+            raise
+        if parallel.is_first():
+            print(f"left out: {name}: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def _open_stream(config: Config) -> "Stream":
@@ -172,6 +210,7 @@ def stream_facts(stream: "Stream") -> dict[str, Any]:
     return {
         "name": stream.name,
         "fingerprint": stream.fingerprint,
+        "evaluated_on": "validation" if stream.on_validation else "test",
         "class_list": stream.class_list,
         "class_list_hash": stream.class_list_hash,
         "class_names": list(stream.class_names),

@@ -21,16 +21,18 @@ PERCENT = {
 }
 COSTS = {
     "training_seconds": "train s",
-    "milliseconds_an_image": "ms/img",
+    "learning_macs": "MACs",
+    "prediction_macs": "MACs/img",
     "parameters": "params",
     "stored_images": "stored",
-    "likelihood_evaluations": "LL/img",
+    "stored_bytes": "bytes",
 }
 CAPTION = (
     "last: accuracy on all classes after the last experience; avg: average incremental accuracy; "
     "forget: forgetting (Chaudhry et al. 2018); BWT: backward transfer (GEM); all in per cent of "
-    "the test images. train s: training seconds; ms/img: evaluation; stored: training images kept; "
-    "LL/img: likelihood evaluations an image."
+    "the images evaluated. train s: training seconds; MACs: multiply-accumulates of all learning, "
+    "MACs/img: of classifying an image; stored: training images kept (*: none, exemplar-free); "
+    "bytes: of those images and of what else is kept beside the parameters."
 )
 
 
@@ -43,7 +45,7 @@ def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
     write_bytes(folder / "results.csv", results(runs).to_csv(index=False).encode())
     figure = write_figure(folder / "forgetting_curves.png", curves(runs))
     console = Console()
-    console.width = max(console.width, 100)  # a log file has no width; the table needs this much
+    console.width = max(console.width, 110)  # a log file has no width; the table needs this much
     console.print(_table(experiment, runs))
     for line in [*_streams(runs), *_unreadable(runs)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
@@ -96,9 +98,17 @@ def _table(experiment: str, runs: Sequence[RunView]) -> Table:
 def _rows(runs: Sequence[RunView]) -> list[list[str]]:
     """The cells of the table, a list a method."""
     return [
-        [str(name), *(_percent(row[k]) for k in PERCENT), *(_cost(row[k]["mean"]) for k in COSTS)]
+        [
+            _marked(str(name), row),
+            *(_percent(row[k]) for k in PERCENT),
+            *(_cost(row[k]["mean"]) for k in COSTS),
+        ]
         for name, row in over_seeds(runs).iterrows()
     ]
+
+
+def _marked(name: str, row: pd.Series) -> str:
+    return f"{name}*" if row["stored_images"]["mean"] == 0 else name
 
 
 def _percent(number: pd.Series) -> str:
@@ -107,8 +117,11 @@ def _percent(number: pd.Series) -> str:
 
 
 def _cost(number: float) -> str:
+    for unit, size in {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}.items():
+        if number >= size:
+            return f"{number / size:.2f} {unit}"
     if number >= 1e4:
-        return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"
+        return f"{number / 1e3:.1f} k"
     return f"{number:.0f}" if number >= 10 or number == int(number) else f"{number:.2f}"
 
 
@@ -125,6 +138,8 @@ def _stream(facts: Mapping[str, Any]) -> str:
     ]
     if "class_list_hash" in facts:
         parts.append(f"sha256 of the list {facts['class_list_hash']}")
+    if facts.get("evaluated_on") == "validation":
+        parts.append("evaluated on held-out training images, and not on the test images")
     return f"{', '.join(parts)}; fingerprint {facts['fingerprint']}"
 
 

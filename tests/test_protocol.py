@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cil import metrics, protocol
-from cil.config import TrainerConfig
+from cil.config import DiscriminativeConfig, TrainerConfig
 from cil.methods.discriminative import Discriminative
 from cil.methods.method import Method
 from cil.methods.var import VARMethod
@@ -158,10 +158,7 @@ def finetune(stream: Stream) -> Discriminative:
     return Discriminative(
         "finetune",
         stream,
-        epochs=2,
-        batch_size=16,
-        lr=5e-3,
-        stored_images=10,
+        DiscriminativeConfig(epochs=2, batch_size=16, lr=5e-3),
         device=torch.device("cpu"),
         show_progress=False,
     )

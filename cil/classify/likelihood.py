@@ -361,7 +361,7 @@ def noisy_copies(latents_BZhw: Tensor, seeds: Sequence[int], samples: int, sigma
 def varied_copies(
     images: Tensor, seeds: Sequence[int], samples: int, vary: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """The images (B, channels, H, W) and `samples` - 1 times what `vary` makes of each -> (S, B, ...).
+    """images (B, ...), then what `vary` makes of each, `samples` - 1 times -> (S, B, ...).
 
     A shifted or mirrored image is read as wholly other tokens, and yet as ones that the model has
     learned from; noise on latents moves few tokens, and those to where no image has them. An

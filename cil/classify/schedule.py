@@ -159,10 +159,6 @@ class Cost:
     def times(self, count: float) -> "Cost":
         return Cost(count * self.layers, count * self.attention)
 
-    def facts(self) -> dict[str, float]:
-        """By the names of a run's summary."""
-        return {"prediction_macs": self.layers, "prediction_attention_macs": self.attention}
-
 
 def cost(
     stages: Schedule,

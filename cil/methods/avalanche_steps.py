@@ -64,8 +64,9 @@ def following(strategy: Any, title: str, log: StepLog, show_progress: bool) -> I
     """Attach the plugins while `strategy` trains, and take them off: a state must not hold them."""
     steps = StepPlugin(title, log, show_progress)
     plugins = list(strategy.plugins)
+    decay = [] if strategy.optimizer is None else [DecayPlugin()]
     # At the end, so that a memory has its own data loader in place before the steps are counted.
-    strategy.plugins = [*plugins, DecayPlugin(), steps]
+    strategy.plugins = [*plugins, *decay, steps]
     try:
         yield
     finally:
@@ -75,6 +76,10 @@ def following(strategy: Any, title: str, log: StepLog, show_progress: bool) -> I
 
 def _steps(strategy: Any) -> int:
     return int(strategy.train_epochs * len(strategy.dataloader))
+
+
+# No loggers are wanted; growing layers are written to by an index that torch is to refuse one day.
+_NOISE = ("No loggers specified", "Using a non-tuple sequence for multidimensional indexing")
 
 
 @contextmanager
@@ -89,8 +94,8 @@ def without_noise() -> Iterator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        no_loggers = str(warning.message).startswith("No loggers specified")
-        if not no_loggers and not issubclass(warning.category, DeprecationWarning):
+        said = str(warning.message).startswith(_NOISE)
+        if not said and not issubclass(warning.category, DeprecationWarning):
             warnings.warn_explicit(
                 warning.message, warning.category, warning.filename, warning.lineno
             )

@@ -15,11 +15,18 @@ from torch import Tensor
 
 from cil.classify.diffusion import diffusion_scores
 from cil.classify.likelihood import image_seeds
-from cil.classify.schedule import Timesteps, denoising_cost, diffusion_cost, diffusion_schedule
+from cil.classify.schedule import (
+    Cost,
+    Timesteps,
+    denoising_cost,
+    diffusion_cost,
+    diffusion_schedule,
+)
 from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig
 from cil.methods.diffusion_module import DiffusionModule
 from cil.methods.diffusion_parts import build_latents, build_model, build_noising, check_settings
 from cil.methods.generative import Groundwork
+from cil.methods.learning_cost import encoding_macs, steps_macs, tokenizer_macs
 from cil.methods.made_once import State, digest
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.seeding import seed_all
@@ -61,6 +68,7 @@ class DiffusionMethod:
             self.latents.tokenizer.compiled = pays_to_compile(self.latents.tokenizer, trainer)
         self.noising = build_noising(diffusion)
         self.model = self._new_model()
+        self.learning_macs = 0.0
 
     @property
     def classes_seen(self) -> int:
@@ -78,11 +86,19 @@ class DiffusionMethod:
                     self.latents.tokenizer, self.tokenizer_settings, experience, seed, log
                 )
                 steps_before = self.tokenizer_settings.steps
+                self.learning_macs += tokenizer_macs(
+                    self.latents.tokenizer, self.tokenizer_settings
+                )
             saved += self._learn_trunk(experience, seed, log, steps_before)
+            self.learning_macs += self._macs(self.settings.first_steps)
             steps_before += self.settings.first_steps
         rows, facts = self._encoded(experience, 1, seed)
         seed_all(seed, 2)
         self.model.grow(len(experience.labels))
+        if self.latents.tokenizer is not None:
+            encoded = len(rows) * (2 if experience.index == 0 else 1)  # also for the trunk
+            self.learning_macs += encoding_macs(self.latents.tokenizer, encoded)
+        self.learning_macs += self._macs(self.settings.steps)
         title = f"{self.name} experience {experience.index + 1}/{self.experiences}"
         self.train_on(rows, self.settings.steps, title, log, steps_before)
         return saved + float(facts["saved"])
@@ -106,6 +122,7 @@ class DiffusionMethod:
             "groups": self.model.groups.sizes,
             "model": self.model.state_dict(),
             "latents": self.latents.state_dict(),
+            "learning_macs": self.learning_macs,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -115,6 +132,7 @@ class DiffusionMethod:
             self.model.grow(classes)
         self.model.load_state_dict(state["model"])
         self.latents.load_state_dict(state["latents"])
+        self.learning_macs = state["learning_macs"]
         self.latents.eval().requires_grad_(False)
         self.model.eval()
 
@@ -124,12 +142,28 @@ class DiffusionMethod:
         parameters = sum(p.numel() for m in modules for p in m.parameters())
         trunk = self.model.trunk(0)
         staged = diffusion_cost(self.stages(), trunk, self.classes_seen)
-        return MethodSize(parameters, 0, staged.layers / denoising_cost(trunk).layers)
+        asked = self._asked()
+        return MethodSize(
+            parameters=parameters,
+            stored_images=0,
+            stored_bytes=0,
+            likelihood_evaluations=staged.layers / denoising_cost(trunk).layers,
+            learning_macs=self.learning_macs,
+            prediction_macs=asked.layers + asked.attention,
+        )
 
     def facts(self) -> dict[str, float]:
-        """What classifying an image costs, in multiply-accumulates."""
+        """How much of `prediction_macs` is attention's."""
+        return {"prediction_attention_macs": self._asked().attention}
+
+    def _asked(self) -> Cost:
+        """What classifying an image costs."""
         trunk, tokenizer = self.model.trunk(0), self.latents.tokenizer
-        return diffusion_cost(self.stages(), trunk, self.classes_seen, tokenizer).facts()
+        return diffusion_cost(self.stages(), trunk, self.classes_seen, tokenizer)
+
+    def _macs(self, steps: int) -> float:
+        """Of so many optimiser steps."""
+        return steps_macs(steps, self.settings.batch_size, denoising_cost(self.model.trunk(0)))
 
     def _learn_trunk(
         self, experience: Experience, seed: int, log: StepLog, steps_before: int

@@ -1,71 +1,47 @@
 """The discriminative methods: Avalanche's own strategies on a convolutional network.
 
-A strategy is one entry of `_RECIPES`; nothing else in this file knows one by name.
+Which there are says `cil.methods.recipes`; nothing in this file knows one by name.
 """
 
-import difflib
+import copy
+import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from cil.config import TrainerConfig
+from cil.config import DiscriminativeConfig, TrainerConfig
 from cil.errors import UserError
 from cil.methods.avalanche_steps import following, without_noise
+from cil.methods.avalanche_strategies import answers, carried_bytes, new_strategy, stored_images
 from cil.methods.loading import workers
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.pickling import dumps, loads
+from cil.methods.recipes import BACKBONE, RECIPES, Recipe
 from cil.methods.training import autocast, fitting
-from cil.models.backbones import (
-    SMALLEST_FOR_RESNET,
-    Classifier,
-    backbone_name,
-    build_backbone,
-)
+from cil.models.backbones import SMALLEST_FOR_RESNET, Features, backbone_name, build_backbone
+from cil.models.macs import macs
 from cil.streams.stream import Experience, Stream, View
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a method is made from one of Avalanche's strategies."""
-
-    strategy: str  # its class in avalanche.training.supervised
-    memory: str | None = None  # its argument that bounds the stored images, if it stores any
-    afresh: bool = False  # it learns all experiences so far anew, and carries nothing over
-
-
-_RECIPES = {
-    "finetune": Recipe("Naive"),
-    "replay": Recipe("Replay", memory="mem_size"),
-    "joint": Recipe("JointTraining", afresh=True),
-}
 
 
 class Discriminative:
     """One Avalanche strategy as a method of this project.
 
     Args:
-        name: finetune, replay or joint.
+        name: one of `RECIPES`.
         stream: what it will learn.
-        epochs: passes over the training images of an experience (`joint`: of all so far).
-        batch_size: images of the experience in a step; a memory adds as many of its own.
-        lr: the optimiser's step size at the start of an experience.
-        stored_images: the size of the memory, for strategies that have one.
+        settings: of all discriminative methods; it reads those that concern it.
         device: where it learns and scores.
-        backbone: auto, cnn, resnet18 or resnet50.
-        optimizer: adam or sgd.
-        weight_decay: of all parameters, added to their gradients.
-        momentum: of sgd.
         trainer: the precision and the number of loading processes.
         show_progress: draw a progress bar while learning.
 
     Raises:
-        UserError: there is no such method, a number is out of its range, the memory has no room
-            for an image of every class, or the images are too small for the backbone.
+        UserError: a number is out of its range, the memory has no room for the classes, or the
+            images are too small for the backbone.
     """
 
     pretrained_on = "nothing"
@@ -75,36 +51,24 @@ class Discriminative:
         self,
         name: str,
         stream: Stream,
+        settings: DiscriminativeConfig,
         *,
-        epochs: int,
-        batch_size: int,
-        lr: float,
-        stored_images: int,
         device: torch.device,
-        backbone: str = "auto",
-        optimizer: str = "adam",
-        weight_decay: float = 0.0,
-        momentum: float = 0.9,
         trainer: TrainerConfig | None = None,
         show_progress: bool = True,
     ) -> None:
         self.name = name
-        self.recipe = _recipe(name)
+        self.recipe = RECIPES[name]
         self.stream = stream
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.lr = lr
-        self.stored_images = stored_images
+        self.settings = settings
         self.device = device
-        self.backbone = backbone_name(backbone, stream.image_size)
-        self.optimizer = optimizer
-        self.weight_decay = weight_decay
-        self.momentum = momentum
+        self.backbone = backbone_name(settings.backbone, stream.image_size)
         self.trainer = trainer or TrainerConfig()
         self.show_progress = show_progress
         self.model: nn.Module | None = None
         self.strategy: Any = None
         self.experiences_learned = 0
+        self.learning_macs = 0.0
         self._check()
 
     @property
@@ -130,8 +94,13 @@ class Discriminative:
             raise ValueError(f"{self.name} was given experience {experience.index}, not {index}")
         afresh = self.recipe.afresh
         with without_noise(), _tried_convolutions(self.device):
-            strategy = self._new_strategy() if afresh or self.strategy is None else self.strategy
+            strategy = self.strategy
+            if afresh or strategy is None:
+                backbone, width = self._first_backbone(experience, log)
+                strategy = self._new_strategy(self.recipe, self.settings, backbone, width)
             past = [seen.avalanche for seen in self.seen] if afresh else []
+            if self.recipe.frozen:  # the statistics take no optimiser steps
+                log = _unlogged
             self._train(strategy, [*past, experience.avalanche], log)
         self.model = strategy.model
         self.strategy = None if afresh else strategy
@@ -147,8 +116,8 @@ class Discriminative:
         """
         if self.model is None:
             raise ValueError(f"{self.name} has learned no experience yet")
-        logits = self.model.eval()(images.to(self.device))
-        return logits[:, : self.classes_seen].to(images.device)
+        scores_BC = answers(self.model.eval(), self.strategy, images.to(self.device))
+        return scores_BC[:, : self.classes_seen].to(images.device)
 
     def state(self) -> dict[str, Any]:
         """The strategy as a whole, its memory as indices; the model alone where learning is afresh.
@@ -158,6 +127,7 @@ class Discriminative:
         return {
             "experiences_learned": self.experiences_learned,
             "device": self.device.type,
+            "learning_macs": self.learning_macs,
             "pickled": dumps((self.model, self.strategy), self._references()),
         }
 
@@ -176,18 +146,31 @@ class Discriminative:
         try:
             with without_noise():
                 self.model, self.strategy = loads(state["pickled"], self._references(), self.device)
-                self.model.bf16 = self._bf16()  # as asked for now
+                for features in _features(self.model):
+                    features.bf16 = self._bf16()  # as asked for now
         except (pickle.UnpicklingError, AttributeError, ImportError, KeyError) as error:
             raise UserError(
                 f"The checkpoint of {self.name} does not fit the installed packages ({error}): "
                 "install those of its environment.json, or start over with --fresh."
             ) from error
         self.experiences_learned = state["experiences_learned"]
+        self.learning_macs = state["learning_macs"]
 
     def size(self) -> MethodSize:
-        model = nn.Module() if self.model is None else self.model
-        parameters = sum(parameter.numel() for parameter in model.parameters())
-        return MethodSize(parameters, self._stored(), likelihood_evaluations=0)
+        if self.model is None:
+            return MethodSize(0, 0, 0, likelihood_evaluations=0, learning_macs=0, prediction_macs=0)
+        stored, image = self._stored(), self._image()
+        carried = 0
+        if self.strategy is not None:
+            carried = carried_bytes(self.strategy, self.model, self.recipe.carries)
+        return MethodSize(
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            stored_images=stored,
+            stored_bytes=stored * image.numel() + carried,  # an image as 8-bit values
+            likelihood_evaluations=0,
+            learning_macs=self.learning_macs,
+            prediction_macs=macs(lambda: self.scores(image)),
+        )
 
     def facts(self) -> dict[str, float]:
         return {}
@@ -196,11 +179,11 @@ class Discriminative:
         """The training images it keeps at present, for learning from them again."""
         if self.recipe.afresh:
             return sum(len(past.avalanche.dataset) for past in self.seen)
-        plugins = [] if self.strategy is None else self.strategy.plugins
-        policies = [
-            plugin.storage_policy for plugin in plugins if hasattr(plugin, "storage_policy")
-        ]
-        return sum(len(policy.buffer) for policy in policies)
+        return 0 if self.strategy is None else stored_images(self.strategy)
+
+    def _image(self) -> Tensor:
+        """One without content (1, channels, H, W)."""
+        return torch.zeros(1, self.stream.channels, *2 * [self.stream.image_size])
 
     def _train(self, strategy: Any, experiences: Sequence[Any], log: StepLog) -> None:
         """Train on `experiences`, all of Avalanche's: on the last of them, or on all together."""
@@ -208,62 +191,42 @@ class Discriminative:
         title = f"{self.name} experience {self.experiences_learned + 1}/{count}"
         reading = self._reading(sum(len(experience.dataset) for experience in experiences))
         attached = following(strategy, title, log, self.show_progress)
+        backbone = _features(strategy.model)[0]
+        before = backbone.passes.forwards()
+        # Copies: a strategy may hold images out by taking them from the experience it is given.
+        own = [copy.copy(experience) for experience in experiences]
         with fitting(title, "lower discriminative.batch_size"), attached:
             # No evaluation in between: the protocol evaluates, on images of its own choice.
-            strategy.train(experiences, eval_streams=[], **reading)
+            strategy.train(own, eval_streams=[], **reading)
         if not all(parameter.isfinite().all() for parameter in strategy.model.parameters()):
             raise UserError(
                 f"{title} diverged, its weights are no numbers any more: lower discriminative.lr."
             )
+        forwards = backbone.passes.forwards() - before
+        strategy.model.eval()  # or the normalisation would learn from what only counts
+        image = self._image().to(self.device)
+        self.learning_macs += forwards * macs(lambda: backbone.network(image))
 
     def _reading(self, images: int) -> dict[str, Any]:
         """What Avalanche's loaders are told: processes that stay for all epochs, if any."""
-        count = workers(self.trainer, self.epochs * images, self.stream.image_size)
+        count = workers(self.trainer, self.settings.epochs * images, self.stream.image_size)
         return {"num_workers": count, "persistent_workers": True} if count else {}
 
-    def _new_strategy(self) -> Any:
-        from avalanche.training import supervised
-        from avalanche.training.plugins import EvaluationPlugin
-        from avalanche.training.storage_policy import (
-            ClassBalancedBuffer,
-            ExperienceBalancedBuffer,
-        )
+    def _first_backbone(self, experience: Experience, log: StepLog) -> tuple[Features, int]:
+        """An untrained backbone, or a frozen one that has learned the first experience."""
+        network, width = build_backbone(self.backbone, self.stream.channels, self.stream.image_size)
+        backbone = Features(network, self._bf16())
+        if not self.recipe.frozen:
+            return backbone, width
+        settings = replace(self.settings, epochs=self.settings.backbone_epochs)
+        learner = self._new_strategy(BACKBONE, settings, backbone, width)
+        self._train(learner, [experience.avalanche], log)
+        return backbone.eval().requires_grad_(False), width
 
-        model = self._new_model()
-        arguments = {
-            "model": model,
-            "optimizer": self._new_optimizer(model),
-            "criterion": nn.CrossEntropyLoss(),
-            "train_mb_size": self.batch_size,
-            "train_epochs": self.epochs,
-            "device": self.device,
-            "evaluator": EvaluationPlugin(loggers=[]),  # the default one prints
-        }
-        if self.recipe.memory is not None:
-            arguments[self.recipe.memory] = self.stored_images
-        strategy = getattr(supervised, self.recipe.strategy)(**arguments)
-        for plugin in strategy.plugins:
-            # By default each group gets as much of the memory, whatever its number of classes;
-            # the literature since iCaRL (arXiv 1611.07725) gives as much to each class.
-            if isinstance(getattr(plugin, "storage_policy", None), ExperienceBalancedBuffer):
-                plugin.storage_policy = ClassBalancedBuffer(plugin.mem_size)
-        return strategy
-
-    def _new_model(self) -> Classifier:
-        from avalanche.models import IncrementalClassifier
-
-        stream = self.stream
-        backbone, features = build_backbone(self.backbone, stream.channels, stream.image_size)
-        model = Classifier(backbone, IncrementalClassifier(features, 1), self._bf16())
-        if self.device.type == "cuda":
-            model = model.to(memory_format=torch.channels_last)
-        return model.to(self.device)
-
-    def _new_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay}
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(model.parameters(), momentum=self.momentum, **options)
-        return torch.optim.Adam(model.parameters(), **options)
+    def _new_strategy(
+        self, recipe: Recipe, settings: DiscriminativeConfig, backbone: Features, width: int
+    ) -> Any:
+        return new_strategy(recipe, settings, self.stream, backbone, width, self.device)
 
     def _bf16(self) -> bool:
         """Whether `trainer.precision` means 16 bits on this device."""
@@ -278,13 +241,7 @@ class Discriminative:
         return {name: part for name, part in parts.items() if part is not None}
 
     def _check(self) -> None:
-        for key in ("epochs", "batch_size", "lr", "stored_images"):
-            if getattr(self, key) <= 0:
-                raise UserError(f"discriminative.{key} is {getattr(self, key)}: give it above 0.")
-        if self.weight_decay < 0:
-            raise UserError(f"discriminative.weight_decay is {self.weight_decay}: give 0 or more.")
-        if not 0 <= self.momentum < 1:
-            raise UserError(f"discriminative.momentum is {self.momentum}: give 0 to below 1.")
+        _check_ranges(self.settings)
         workers(self.trainer, 0, 1)  # refuses a bad number now, and not in training
         size = self.stream.image_size
         if self.backbone != "cnn" and size < SMALLEST_FOR_RESNET:
@@ -293,12 +250,57 @@ class Discriminative:
                 f"{SMALLEST_FOR_RESNET} px or more, but {self.stream.name} has {size} px: choose "
                 "cnn."
             )
-        classes = len(self.stream.class_names)
-        if self.recipe.memory and self.stored_images < classes:
+        stored, classes = self.settings.stored_images, len(self.stream.class_names)
+        share = self._smallest_share()
+        if self.recipe.memory and int(share * stored) < classes:
             raise UserError(
-                f"discriminative.stored_images is {self.stored_images}, too few for {self.name}: "
-                f"{self.stream.name} has {classes} classes, so give it {classes} or more."
+                f"discriminative.stored_images is {stored}, too few for {self.name}: "
+                f"{self.stream.name} has {classes} classes, so give it "
+                f"{math.ceil(classes / share)} or more."
             )
+
+    def _smallest_share(self) -> float:
+        """Of the memory: bic keeps two kinds of images in it, and needs both of every class."""
+        if "val_percentage" not in self.recipe.options:
+            return 1.0
+        return min(self.settings.bic_held_out, 1 - self.settings.bic_held_out)
+
+
+# Setting -> the least and the most it may be; those not named may be any number above 0.
+_RANGES = {
+    "weight_decay": (0.0, math.inf),
+    "momentum": (0.0, 0.999),
+    "ewc_lambda": (0.0, math.inf),
+    "si_lambda": (0.0, math.inf),
+    "mas_lambda": (0.0, math.inf),
+    "mas_alpha": (0.0, 1.0),
+    "lwf_alpha": (0.0, math.inf),
+    "slda_shrinkage": (0.0, 1.0),
+    "fecam_shrinkage": (0.0, math.inf),
+    "derpp_alpha": (0.0, math.inf),
+    "derpp_beta": (0.0, math.inf),
+    "bic_held_out": (0.01, 0.99),
+}
+
+
+def _check_ranges(settings: DiscriminativeConfig) -> None:
+    """Raises UserError for a number outside what its setting can mean."""
+    for key, value in asdict(settings).items():
+        if isinstance(value, str):
+            continue
+        low, high = _RANGES.get(key, (None, math.inf))
+        if (value <= 0 if low is None else value < low) or not value <= high or value == math.inf:
+            wanted = "it above 0" if low is None else f"{low:g} or more"
+            wanted = wanted if high == math.inf else f"{low:g} to {high:g}"
+            raise UserError(f"discriminative.{key} is {value}: give {wanted}.")
+
+
+def _unlogged(step: int, values: Mapping[str, float]) -> None:
+    """Takes the place of a step log."""
+
+
+def _features(model: nn.Module) -> list[Features]:
+    return [module for module in model.modules() if isinstance(module, Features)]
 
 
 @contextmanager
@@ -310,11 +312,3 @@ def _tried_convolutions(device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-def _recipe(name: str) -> Recipe:
-    if name in _RECIPES:
-        return _RECIPES[name]
-    near = difflib.get_close_matches(name, _RECIPES, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_RECIPES)}."
-    raise UserError(f"There is no discriminative method '{name}': {hint}")

@@ -21,7 +21,10 @@ class MethodSize:
 
     parameters: int
     stored_images: int
+    stored_bytes: int  # beside the parameters: of images (8 bits a value), logits, old networks
     likelihood_evaluations: float  # log p(x|y) evaluations an image
+    learning_macs: float  # multiply-accumulates of all learning so far: a step is 3 forward passes
+    prediction_macs: float  # to classify one image
 
 
 class Method(Protocol):

@@ -15,22 +15,36 @@ from cil.config import (
     VARConfig,
 )
 from cil.errors import UserError
+from cil.methods.recipes import RECIPES
 
 PLASTICITIES: tuple[str, ...] = get_args(VARConfig.__annotations__["plasticity"])
-DISCRIMINATIVE = ("finetune", "replay", "joint")
-GENERATIVE = tuple(
-    name
-    for kind in ("var", "diffusion")
-    for name in (kind, *(f"{kind}-{plasticity}" for plasticity in PLASTICITIES))
-)
+DISCRIMINATIVE = tuple(RECIPES)
+# Sections whose settings belong to methods.
+TUNABLE = ("tokenizer", "var", "diffusion", "discriminative")
+KINDS = ("var", "diffusion")  # each is, under its bare name, one of its plasticities
+PLASTIC = tuple(f"{kind}-{plasticity}" for kind in KINDS for plasticity in PLASTICITIES)
+GENERATIVE = (*KINDS, *PLASTIC)
 NAMES = (*GENERATIVE, *DISCRIMINATIVE)
+# Names that stand for several methods.
+SETS = {
+    "all": (*PLASTIC, *DISCRIMINATIVE),
+    "generative": PLASTIC,
+    "discriminative": DISCRIMINATIVE,
+    "exemplar_free": (*PLASTIC, *(n for n, r in RECIPES.items() if r.exemplar_free)),
+}
+
+
+def expand(names: list[str]) -> list[str]:
+    """The methods that `names` stand for, some of which may be the names of sets, each once."""
+    return list(dict.fromkeys(m for name in names for m in SETS.get(name, (name,))))
 
 
 def check_names(names: list[str]) -> None:
     """Raises UserError when there is no such method, or one is named twice, or none is."""
     for name in names:
-        if name not in NAMES:
-            hint = near(name, NAMES) or f"choose from {', '.join(NAMES)}."
+        known = (*NAMES, *SETS)
+        if name not in known:
+            hint = near(name, known) or f"choose from {', '.join(known)}."
             raise UserError(f"There is no method '{name}': {hint}")
     if not names or len(set(names)) < len(names):
         raise UserError(f"methods is {names}: name at least one, and each once.")
@@ -56,9 +70,11 @@ def check_batches(names: list[str], config: Config, devices: int) -> None:
 
 def settings(name: str, config: Config, seed: int) -> dict[str, Any]:
     """The settings that a run of this method depends on: what must not change on resuming."""
+    config = tuned(name, config)
     sections = {"seed": seed, "method": name, "stream": asdict(config.stream)}
     if name in DISCRIMINATIVE:
-        return sections | {"discriminative": asdict(config.discriminative)}
+        own = asdict(config.discriminative)
+        return sections | {"discriminative": {k: own[k] for k in RECIPES[name].settings(own)}}
     own = {_kind(name): asdict(_generative(name, config))}
     return sections | {"tokenizer": asdict(config.tokenizer)} | own
 
@@ -71,16 +87,17 @@ def build(name: str, config: Config, stream: Any) -> Any:
     """
     from cil.methods.training import find_device
 
+    config = tuned(name, config)
     device = find_device(config.trainer)
     if name in DISCRIMINATIVE:
         from cil.methods.discriminative import Discriminative
 
-        options = asdict(config.discriminative) | {"trainer": config.trainer}
-        show = config.trainer.progress
-        return Discriminative(name, stream, device=device, show_progress=show, **options)
+        own, trainer = config.discriminative, config.trainer
+        show = trainer.progress
+        return Discriminative(name, stream, own, device=device, trainer=trainer, show_progress=show)
     method = _generative_method(name)
-    own, cache = _generative(name, config), Path(config.cache)
-    return method(name, stream, config.tokenizer, own, config.trainer, cache)
+    chosen, cache = _generative(name, config), Path(config.cache)
+    return method(name, stream, config.tokenizer, chosen, config.trainer, cache)
 
 
 def _generative_method(name: str) -> Any:
@@ -91,6 +108,34 @@ def _generative_method(name: str) -> Any:
     from cil.methods.diffusion import DiffusionMethod
 
     return DiffusionMethod
+
+
+def tuned(name: str, config: Config) -> Config:
+    """The settings with those laid over them that `config.tuned` has for this method alone.
+
+    Raises:
+        UserError: there is no such setting, or its value is of another type.
+    """
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in config.tuned.get(name, {}).items():
+        section, _, field = key.partition(".")
+        own = getattr(config, section, None)
+        if section not in TUNABLE or not hasattr(own, field):
+            raise UserError(f"tuned.{name} names the setting {key}, which is none of a method.")
+        kind = type(getattr(own, field))
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise UserError(f"tuned.{name} gives {key} as {value}, which must be {kind.__name__}.")
+        sections.setdefault(section, {})[field] = value
+    return replace(config, **{n: replace(getattr(config, n), **v) for n, v in sections.items()})
+
+
+def check_tuned(config: Config) -> None:
+    """Raises UserError when `tuned` names a method or a setting that does not exist."""
+    for name in config.tuned:
+        check_names([name])
+        tuned(name, config)
 
 
 def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:

@@ -19,9 +19,10 @@ from cil.classify.likelihood import (
     token_log_likelihoods,
     varied_copies,
 )
-from cil.classify.schedule import Schedule, Stage, adaptive, cost, fit_margins, schedule
+from cil.classify.schedule import Cost, Schedule, Stage, adaptive, cost, fit_margins, schedule
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.methods.generative import Groundwork
+from cil.methods.learning_cost import encoding_macs, steps_macs, tokenizer_macs
 from cil.methods.made_once import State, digest
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.seeding import seed_all
@@ -69,6 +70,7 @@ class VARMethod:
         self.margins_K: list[float] = []  # of the adaptive schedule
         self.reads: list[float] = []  # classes its stages read of the newest held-out images
         self.codebook_use: list[float] = []  # share of the codes met in each experience
+        self.learning_macs = 0.0
 
     @property
     def classes_seen(self) -> int:
@@ -86,12 +88,17 @@ class VARMethod:
             )
             saved += self._learn_trunk(experience, seed, log)
             steps_before = self.tokenizer_settings.steps + self.settings.first_steps
+            self.learning_macs = tokenizer_macs(self.tokenizer, self.tokenizer_settings)
+            self.learning_macs += self._macs(self.settings.first_steps)
         tokens, facts = self._token_maps(experience, 1, seed)
         use = facts["codes"] / self.tokenizer_settings.vocabulary
         log(steps_before, {"tokenizer/codebook_use": use})
         self.codebook_use.append(use)
         seed_all(seed, 2)
         self.model.grow(len(experience.labels))
+        encoded = len(tokens) * (2 if experience.index == 0 else 1)  # also for the trunk
+        self.learning_macs += encoding_macs(self.tokenizer, encoded)
+        self.learning_macs += self._macs(self.settings.steps)
         title = f"{self.name} experience {experience.index + 1}/{self.experiences}"
         self.train_on(tokens, self.settings.steps, title, log, steps_before)
         if self.settings.schedule == "adaptive":
@@ -172,6 +179,7 @@ class VARMethod:
             "margins": self.margins_K,
             "reads": self.reads,
             "codebook_use": self.codebook_use,
+            "learning_macs": self.learning_macs,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -184,6 +192,7 @@ class VARMethod:
         self.scale_weights_K = state["scale_weights"]
         self.margins_K, self.reads = list(state["margins"]), list(state["reads"])
         self.codebook_use = list(state["codebook_use"])
+        self.learning_macs = state["learning_macs"]
         self.tokenizer.eval().requires_grad_(False)
         self.model.eval()
 
@@ -195,17 +204,35 @@ class VARMethod:
         whole = cost(one_class, trunk, classes=1)
         staged = cost(stages, trunk, self.classes_seen, reads=self.reads or None)
         evaluations = staged.layers / whole.layers
-        return MethodSize(parameters, 0, evaluations)
+        asked = self._asked()
+        return MethodSize(
+            parameters=parameters,
+            stored_images=0,
+            stored_bytes=0,
+            likelihood_evaluations=evaluations,
+            learning_macs=self.learning_macs,
+            prediction_macs=asked.layers + asked.attention,
+        )
 
     def facts(self) -> dict[str, float]:
-        """Codebook use in the first and the last experience, the weight of each scale, and what
-        classifying an image costs, in multiply-accumulates.
+        """Codebook use in the first and the last experience, the weight of each scale, and how much
+        of `prediction_macs` is attention's.
         """
         weights = {f"scale_weight_{k}": w for k, w in enumerate(self.scale_weights_K.tolist())}
         use = {"codebook_use_first": self.codebook_use[0], "codebook_use": self.codebook_use[-1]}
-        trunk, reads = self.model.trunk(0), self.reads or None
-        macs = cost(self.stages(), trunk, self.classes_seen, self.tokenizer, reads=reads)
-        return use | weights | macs.facts()
+        return use | weights | {"prediction_attention_macs": self._asked().attention}
+
+    def _asked(self) -> Cost:
+        """What classifying an image costs."""
+        reads = self.reads or None
+        trunk = self.model.trunk(0)
+        return cost(self.stages(), trunk, self.classes_seen, self.tokenizer, reads=reads)
+
+    def _macs(self, steps: int) -> float:
+        """Of so many optimiser steps."""
+        one_class = (Stage(len(self.tokenizer.scales), 1, 1),)
+        whole = cost(one_class, self.model.trunk(0), classes=1)
+        return steps_macs(steps, self.settings.batch_size, whole)
 
     def _learn_trunk(self, experience: Experience, seed: int, log: StepLog) -> float:
         """Teach the trunk by the first group's turned images, then fit the scale weights."""

@@ -18,7 +18,8 @@ def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -
     check_heads("var", asdict(var))
     if var.smoothing == "views" and stream.augment is None:
         raise UserError(
-            "var.smoothing is views, but with stream.augment false no image is varied: choose noise."
+            "var.smoothing is views, but with stream.augment false no image is varied: choose "
+            "noise."
         )
     if var.condition_from > var.depth:
         raise UserError(

@@ -46,23 +46,58 @@ def _replace_stem(resnet: ResNet, stem: nn.Conv2d) -> None:
     resnet.conv1 = stem
 
 
-class Classifier(nn.Module):
-    """A head on a backbone's features; the backbone computes in bfloat16 where `bf16` says so.
+class Passes:
+    """Counts the images that went through a network, for what its learning cost.
 
-    Weights, features and the head stay in 32 bits. The precision is decided within, because
-    Avalanche's training loop enters no autocast of its own.
+    Copies of the network count in the same place: some methods ask an old one as well.
     """
 
-    def __init__(self, backbone: nn.Module, head: nn.Module, bf16: bool) -> None:
+    def __init__(self) -> None:
+        self.learned = 0  # forward and backward
+        self.read = 0  # forward alone
+
+    def __deepcopy__(self, _: object) -> "Passes":
+        return self
+
+    def forwards(self) -> int:
+        """In forward passes; a backward pass takes two of them."""
+        return 3 * self.learned + self.read
+
+
+class Features(nn.Module):
+    """A backbone that computes in bfloat16 where `bf16` says so; weights and features have 32 bits.
+
+    The precision is decided within, because Avalanche's training loop enters no autocast of its
+    own.
+    """
+
+    def __init__(self, network: nn.Module, bf16: bool) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.head = head
+        self.network = network
         self.bf16 = bf16
+        self.passes = Passes()
 
     def forward(self, images_BCHW: Tensor) -> Tensor:
-        """images (B, channels, H, W) -> logits (B, classes), float32."""
+        """images (B, channels, H, W) -> features (B, D), float32."""
         if images_BCHW.is_cuda:  # the order of values that its convolutions are fastest in
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.bf16):
-            features_BD = self.backbone(images_BCHW)
-        return self.head(features_BD.float())
+            features_BD = self.network(images_BCHW)
+        if features_BD.requires_grad:
+            self.passes.learned += len(images_BCHW)
+        else:
+            self.passes.read += len(images_BCHW)
+        return features_BD.float()
+
+
+class Classifier(nn.Module):
+    """A head on a backbone's features."""
+
+    def __init__(self, backbone: Features, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        """images (B, channels, H, W) -> logits (B, classes), float32."""
+        return self.head(self.backbone(images_BCHW))

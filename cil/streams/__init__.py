@@ -31,6 +31,10 @@ class StreamSettings(Protocol):
     @property
     def validation(self) -> float: ...
     @property
+    def evaluate(self) -> str: ...
+    @property
+    def stop_after(self) -> int | None: ...
+    @property
     def augment(self) -> bool: ...
     @property
     def mirror(self) -> bool: ...
@@ -42,9 +46,10 @@ def open_stream(settings: StreamSettings, cache: Path = Path("cache")) -> "Strea
     Raises:
         UserError: the source is unknown or not there, a setting is given that it does not read or
             missing that it needs, its classes do not divide as the protocol asks, the class order
-            is no permutation of them, or the validation share leaves a split empty.
+            is no permutation of them, it is to stop after more experiences than there are, or the
+            validation share leaves a split empty.
     """
-    from cil.streams.stream import build_stream, class_order
+    from cil.streams.stream import build_stream, class_order, shortened
 
     if settings.source not in SOURCES:
         raise UserError(_unknown(settings.source))
@@ -53,7 +58,8 @@ def open_stream(settings: StreamSettings, cache: Path = Path("cache")) -> "Strea
     order = settings.class_order
     if order is None:
         order = class_order(len(source.class_names), settings.order_seed)
-    return build_stream(source, settings.protocol, order)
+    stream = build_stream(source, settings.protocol, order)
+    return shortened(stream, settings.stop_after, settings.evaluate == "validation")
 
 
 SOURCES = (

@@ -8,7 +8,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,8 @@ class Stream:
     reproducibility: dict[str, Any]  # Avalanche's own record of the benchmark; plain JSON values
     splits: tuple[Dataset, ...]  # the source's train, validation and test images
     class_list: str | None  # name of the list that chose the classes; None: all there are
-    augment: Transform | None  # what varies the training images
+    augment: Transform | None = None  # what varies the training images
+    on_validation: bool = False  # `test` of the experiences are held-out training images
 
     @property
     def class_list_hash(self) -> str:
@@ -161,6 +162,23 @@ def build_stream(source: Source, protocol: str, class_order: Sequence[int]) -> S
         class_list=source.class_list,
         augment=source.augment,
     )
+
+
+def shortened(stream: Stream, stop_after: int | None, on_validation: bool) -> Stream:
+    """The first experiences of a stream, evaluated on the held-out training images if asked for.
+
+    Raises:
+        UserError: it does not have so many.
+    """
+    experiences = stream.experiences[:stop_after]
+    if stop_after is not None and not 1 <= stop_after <= len(stream.experiences):
+        raise UserError(
+            f"stream.stop_after is {stop_after}: {stream.name} has {len(stream.experiences)} "
+            "experiences, so give 1 to that many, or null."
+        )
+    if on_validation:
+        experiences = tuple(replace(e, test=e.validation) for e in experiences)
+    return replace(stream, experiences=experiences, on_validation=on_validation)
 
 
 def _benchmark(source: Source, sizes: Sequence[int], class_order: Sequence[int]) -> Any:

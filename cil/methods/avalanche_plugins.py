@@ -1,0 +1,197 @@
+"""Pieces for Avalanche's strategies where its own do not do; why stands at each of them.
+
+Imported only where a strategy is built: it brings Avalanche with it, which takes seconds.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoader
+from avalanche.models import FeCAMClassifier
+from avalanche.training.plugins import AGEMPlugin, BiCPlugin, bic
+from avalanche.training.storage_policy import ClassBalancedBuffer
+from avalanche.training.supervised import StreamingLDA
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import MultiStepLR
+
+
+class SharedAGEM(AGEMPlugin):
+    """A-GEM with a memory that is bounded in all and shared evenly by the classes.
+
+    Avalanche's keeps so many images of every experience, for ever more of them, and holds an open
+    loader in between, which cannot be pickled.
+    """
+
+    def __init__(self, mem_size: int, sample_size: int) -> None:
+        super().__init__(mem_size, sample_size)
+        self.storage_policy = ClassBalancedBuffer(mem_size)
+
+    def before_training_exp(self, strategy: Any, **_: Any) -> None:
+        if self.buffers:
+            loader = GroupBalancedInfiniteDataLoader(self.buffers, batch_size=self.sample_size)
+            self.buffer_dliter = iter(loader)
+
+    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+        self.storage_policy.update_from_dataset(strategy.experience.dataset)
+        self.buffers = [self.storage_policy.buffer]
+        self.buffer_dliter, self.reference_gradients = iter([]), torch.empty(0)
+
+
+class MendedBiC(BiCPlugin):
+    """BiC within the memory it is given, its images held out for the bias counted in.
+
+    Avalanche's stores those on top; passes MultiStepLR the argument `verbose`, which torch no
+    longer knows (TypeError in the second experience); and takes the old network's softmax over the
+    images of a batch, where the paper has the old classes (arXiv 1905.13260, equation 1).
+    """
+
+    def __init__(self, mem_size: int, val_percentage: float, **options: Any) -> None:
+        super().__init__(mem_size, val_percentage=val_percentage, **options)
+        self.storage_policy = ClassBalancedBuffer(mem_size - int(val_percentage * mem_size))
+
+    def cross_entropy(self, new_outputs: Tensor, old_outputs: Tensor) -> Tensor:
+        """Of the old classes' logits (B, old classes), now and before."""
+        before = functional.softmax(old_outputs / self.T, dim=1)
+        return functional.cross_entropy(new_outputs / self.T, before)
+
+    def bias_correction_step(self, *arguments: Any, **options: Any) -> None:
+        with _scheduled_as_torch_does():
+            super().bias_correction_step(*arguments, **options)
+
+
+@contextmanager
+def _scheduled_as_torch_does() -> Iterator[None]:
+    def without_verbose(*arguments: Any, verbose: bool = False, **options: Any) -> MultiStepLR:
+        return MultiStepLR(*arguments, **options)
+
+    bic.MultiStepLR = without_verbose
+    try:
+        yield
+    finally:
+        bic.MultiStepLR = MultiStepLR
+
+
+class ExactMemory:
+    """Keeps iCaRL's memory within its bound, and takes its class means as the images are.
+
+    Avalanche's rounds the images of a class up, beyond the memory; and it averages the features of
+    every exemplar with those of its mirror image, also where a mirrored image is none of its class.
+    """
+
+    supports_distributed = False
+
+    def __init__(self, icarl: Any, images: int, mirrored: bool) -> None:
+        self.icarl, self.images, self.mirrored = icarl, images, mirrored
+
+    def before_training_exp(self, strategy: Any, **_: Any) -> None:
+        # After iCaRL's own, which counts the new classes; it takes the ceiling of memory over seen.
+        seen = len(self.icarl.observed_classes)
+        self.icarl.memory_size = self.images // seen * seen
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+        # After iCaRL's own.
+        if self.mirrored:
+            return
+        strategy.model.eval()
+        means = dict(self.icarl.class_means)
+        for images, labels in zip(self.icarl.x_memory, self.icarl.y_memory, strict=True):
+            features_BD = strategy.model.feature_extractor(images.to(strategy.device))
+            mean_D = functional.normalize(features_BD, dim=1).mean(0)
+            means[labels[0]] = functional.normalize(mean_D, dim=0)
+        self.icarl.class_means = means
+        strategy.model.eval_classifier.replace_class_means_dict(means)
+        strategy.model.train()
+
+
+class MendedSLDA(StreamingLDA):
+    """Streaming LDA whose covariance takes in no class's distance from zero.
+
+    Avalanche's takes the first image of a class for one so far away from a mean of zeros; its paper
+    starts from means that a first batch gave.
+    """
+
+    @torch.no_grad()
+    def fit(self, x: Tensor, y: Tensor) -> None:
+        """One image's features (1, D) and its label (1,)."""
+        self.muK[y] = torch.where(self.cK[y, None] > 0, self.muK[y], x)
+        super().fit(x, y)
+
+
+class BatchedFeCAM(FeCAMClassifier):
+    """FeCAM that scores all classes at once.
+
+    Avalanche's inverts the covariance of every class for every batch, one class after another, and
+    leaves its distances on the CPU.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.precisions: Tensor | None = None  # (classes, D, D), made when they are first asked for
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """features (B, D), none below 0 -> minus the squared distances (B, classes)."""
+        if self.precisions is None or len(self.precisions) < len(self.class_covs):
+            self.precisions = torch.linalg.pinv(self.class_covs, hermitian=True).to(x.device)
+        means_CD = functional.normalize(self.class_means.to(x.device), dim=1)
+        features_BD = functional.normalize(x**self.tukey1, dim=1)
+        away_CBD = rearrange(features_BD, "b d -> 1 b d") - rearrange(means_CD, "c d -> c 1 d")
+        return -((away_CBD @ self.precisions) * away_CBD).sum(-1).T
+
+    def _tukey_transforms(self, x: Tensor) -> Tensor:
+        # Avalanche's copies a tensor in a way that torch warns of.
+        return x**self.tukey1
+
+
+class Turns:
+    """Turns every image by random quarters, each turn with classes of its own.
+
+    As VAR's trunk learns: few classes alone make a narrow backbone (after PASS, Zhu et al., CVPR
+    2021).
+    """
+
+    supports_distributed = False
+
+    def before_forward(self, strategy: Any, **_: Any) -> None:
+        images_BCHW, labels_B = strategy.mbatch[:2]
+        classes = len(strategy.experience.classes_in_this_experience)  # labels from 0 on
+        turns_B = torch.randint(4, labels_B.shape, device=labels_B.device)
+        turned_4BCHW = torch.stack([images_BCHW.rot90(turn, (2, 3)) for turn in range(4)])
+        every_B = torch.arange(len(labels_B), device=labels_B.device)
+        strategy.mbatch[0] = turned_4BCHW[turns_B, every_B]
+        strategy.mbatch[1] = labels_B + classes * turns_B
+
+
+class Crops:
+    """The second view of SCR: every image of a batch cropped for itself, in one go.
+
+    Its paper crops, mirrors and recolours; not every image may be mirrored or recoloured.
+    """
+
+    least = 0.75  # of a side
+
+    def __call__(self, images_BCHW: Tensor) -> Tensor:
+        """images (B, channels, H, W) -> the same shape."""
+        count, device = len(images_BCHW), images_BCHW.device
+        size_B = self.least + (1 - self.least) * torch.rand(count, device=device)
+        shift_B2 = (1 - size_B)[:, None] * (2 * torch.rand(count, 2, device=device) - 1)
+        affine_B23 = torch.zeros(count, 2, 3, device=device)
+        affine_B23[:, 0, 0] = affine_B23[:, 1, 1] = size_B
+        affine_B23[:, :, 2] = shift_B2
+        grid = functional.affine_grid(affine_B23, list(images_BCHW.shape), align_corners=False)
+        return functional.grid_sample(images_BCHW, grid, padding_mode="border", align_corners=False)
+
+
+class Projection(nn.Sequential):
+    """From features to the unit sphere that SCR contrasts on: its paper's hidden layer and 128."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 128))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        return functional.normalize(super().forward(features_BD), dim=1)

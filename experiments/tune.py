@@ -1,0 +1,162 @@
+"""Choose settings by method, on held-out training images of a stream's first experiences alone.
+
+    python -m experiments.tune split_digits --methods=[ewc,lwf]
+    python -m cil.run split_digits --methods=[ewc,lwf] --config=runs/split_digits-tuning/tuned.yaml
+
+Every combination of a method's grid (configs/grids/EXPERIMENT.yaml or --grid=FILE) learns the first
+two experiences (--experiences=N) and is judged by its accuracy on their held-out images, a mean
+over --seeds; no test image is looked at, and no later class. At a tie the average over the
+experiences decides, then the order of the grid. Every trial is a run with its record under
+RUNS/EXPERIMENT-tuning; interrupted, the same line goes on where it stopped. The picks are written
+to tuned.yaml there, beside those of other methods chosen before, and a table of all trials to
+trials.csv. All other settings are the experiment's, or as given by --KEY=VALUE.
+
+That hyper-parameters must be chosen on early experiences, as later ones are not there yet, is
+argued by Chaudhry et al. 2019, "Efficient lifelong learning with A-GEM" (arXiv 1812.00420).
+"""
+
+import itertools
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from cil.command_line import parse
+from cil.config import Config
+from cil.errors import UserError
+from cil.files import read_bytes
+from cil.methods.registry import check_names, expand, tuned
+from cil.records import RunView, write_bytes
+from cil.run import complete, exit_code
+
+GRIDS = Path(__file__).parent.parent / "configs" / "grids"
+Grid = Mapping[str, Mapping[str, Sequence[Any]]]  # method -> setting -> values
+JUDGED_BY = ["last_accuracy", "average_incremental_accuracy"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code, as `cil.run` does."""
+    return exit_code(partial(_command, sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def _command(arguments: list[str]) -> None:
+    parser = ArgumentParser("python -m experiments.tune", description=__doc__, allow_abbrev=False)
+    parser.add_argument("experiment")
+    parser.add_argument("--grid", type=Path)
+    parser.add_argument("--experiences", type=int, default=2)
+    own, others = parser.parse_known_args(arguments)
+    config, fresh = parse(own.experiment, others)
+    stem = Path(own.experiment).stem
+    grid, name = read_grid(own.grid or GRIDS / f"{stem}.yaml"), f"{stem}-tuning"
+    trials = tune(name, config, grid, own.experiences, fresh)
+    if trials.empty:  # of several processes the first one alone has them
+        return
+    folder = Path(config.runs) / name
+    command = " ".join(["python -m experiments.tune", *arguments])
+    write_picks(folder / "tuned.yaml", trials, command)
+    write_bytes(folder / "trials.csv", trials.drop(columns="values").to_csv(index=False).encode())
+    print(trials.drop(columns="values").to_string(index=False, float_format="{:.3f}".format))
+    print(f"picks: --config={folder / 'tuned.yaml'}")
+
+
+def read_grid(path: Path) -> Grid:
+    """A file of grids: method, then setting, then a list of values.
+
+    Raises:
+        UserError: it is not there, or not made so.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no grid {path}: name a file of grids with --grid.")
+    try:
+        grid = yaml.safe_load(read_bytes(path)) or {}
+        if all(isinstance(v, list) and v for settings in grid.values() for v in settings.values()):
+            return grid
+    except (yaml.YAMLError, AttributeError):
+        pass
+    raise UserError(f"{path} must hold, for every method, settings with a list of values each.")
+
+
+def tune(
+    name: str, config: Config, grid: Grid, experiences: int, fresh: bool = False
+) -> pd.DataFrame:
+    """One row a trial: method, setting, seeds, numbers of `JUDGED_BY`, values, picked.
+
+    Raises:
+        UserError: a method has no grid, a setting does not exist, or what `cil.run` refuses.
+    """
+    wished = config.methods if isinstance(config.methods, list) else [config.methods]
+    check_names(wished)
+    by_set = [method for method in expand(wished) if method not in wished]
+    methods = [method for method in expand(wished) if method in grid or method not in by_set]
+    for method in by_set:
+        if method not in grid:
+            print(f"left out: {method}: the grid has no settings for it", file=sys.stderr)
+    trials = [(method, values) for method in methods for values in combinations(method, grid)]
+    stream = replace(config.stream, evaluate="validation", stop_after=experiences)
+    config = replace(config, stream=stream)
+    for method, values in trials:  # mistakes are said before anything is trained
+        tuned(method, replace(config, tuned={method: values}))
+    rows = []
+    for method, values in trials:
+        trial = replace(config, methods=[method], tuned={method: values})
+        views = complete(f"{name}/{label(values)}", trial, fresh)
+        if views:
+            rows.append(_row(method, values, views))
+    table = pd.DataFrame(rows)
+    if rows:
+        table["picked"] = table.index.isin([_best(part) for _, part in table.groupby("method")])
+    return table
+
+
+def combinations(method: str, grid: Grid) -> Iterator[dict[str, Any]]:
+    """Every combination of a method's values, those first in their lists first.
+
+    Raises:
+        UserError: the grid has no settings for it.
+    """
+    if method not in grid:
+        raise UserError(
+            f"The grid has no settings for {method}: it has them for {', '.join(grid)}."
+        )
+    for values in itertools.product(*grid[method].values()):
+        yield dict(zip(grid[method], values, strict=True))
+
+
+def label(values: Mapping[str, Any]) -> str:
+    """A trial's folder: lr=0.005,ewc_lambda=100.0"""
+    return ",".join(f"{key.partition('.')[2]}={value}" for key, value in values.items())
+
+
+def _row(method: str, values: dict[str, Any], views: Sequence[RunView]) -> dict[str, Any]:
+    means = {key: sum(v.summary[key] for v in views) / len(views) for key in JUDGED_BY}
+    seconds = sum(v.summary["training_seconds"] for v in views)
+    row = {"method": method, "settings": label(values), "seeds": len(views), **means}
+    return row | {"training_seconds": seconds, "values": values}
+
+
+def _best(trials: pd.DataFrame) -> Any:
+    """The index of the best row, of equal ones the first."""
+    ordered = trials.sort_values(JUDGED_BY, ascending=False, kind="stable")
+    return ordered.index[0]
+
+
+def write_picks(path: Path, trials: pd.DataFrame, command: str) -> None:
+    """Write what `--config` takes; picks of other methods that the file holds are kept.
+
+    Raises:
+        UserError: the file cannot be read or written.
+    """
+    before = yaml.safe_load(read_bytes(path))["tuned"] if path.exists() else {}
+    picks = dict(zip(*(trials[trials.picked][key] for key in ("method", "values")), strict=True))
+    text = yaml.safe_dump({"tuned": before | picks}, sort_keys=False)
+    write_bytes(path, f"# Picked on held-out images, last by: {command}\n\n{text}".encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""Every discriminative method: it learns two experiences, resumes exactly, and keeps what it says.
+
+What they share (precision, loading, errors, logging) is in test_discriminative.py.
+"""
+
+import io
+
+import pytest
+import torch
+
+from cil.config import DiscriminativeConfig
+from cil.errors import UserError
+from cil.methods.discriminative import Discriminative
+from cil.methods.recipes import RECIPES
+from cil.methods.seeding import seed_all
+from cil.streams.digits import digits
+from cil.streams.stream import Stream, build_stream, class_order
+
+pytestmark = pytest.mark.integration  # every test trains something
+
+# The least accuracy on the first and on the second group, over the four classes, after both. Those
+# that keep the first group are told from those that lose it.
+LEAST = {
+    "finetune": (0.0, 0.8),
+    "ewc": (0.0, 0.8),
+    "si": (0.0, 0.8),
+    "mas": (0.0, 0.8),
+    "lwf": (0.0, 0.8),
+    "cwr": (0.3, 0.0),
+    "ncm": (0.6, 0.6),
+    "slda": (0.8, 0.8),
+    "fecam": (0.8, 0.8),
+    "agem": (0.0, 0.8),
+    "replay": (0.7, 0.8),
+    "gdumb": (0.7, 0.7),
+    "icarl": (0.7, 0.7),
+    "derpp": (0.5, 0.7),
+    "er_ace": (0.7, 0.7),
+    "scr": (0.5, 0.7),
+    "bic": (0.7, 0.7),
+    "cumulative": (0.9, 0.9),
+    "joint": (0.9, 0.9),
+}
+FREE = ("finetune", "ewc", "si", "mas", "lwf", "cwr", "ncm", "slda", "fecam")
+
+
+@pytest.fixture(scope="module")
+def stream() -> Stream:
+    return build_stream(
+        digits(validation=0.15, augment=True, image_size=8), "b0-2", class_order(10, 1993)
+    )
+
+
+def make(name: str, stream: Stream, **changes) -> Discriminative:
+    few = {"epochs": 4, "backbone_epochs": 12, "stored_images": 100, "bic_epochs": 20}
+    settings = DiscriminativeConfig(**{**few, **changes})
+    return Discriminative(name, stream, settings, device=torch.device("cpu"), show_progress=False)
+
+
+def learn(method: Discriminative, *indices: int) -> None:
+    for index in indices:
+        seed_all(0, index)
+        method.learn(method.stream.experiences[index], lambda *_: None)
+
+
+def accuracies(method: Discriminative, groups: int) -> list[float]:
+    values = []
+    for experience in method.stream.experiences[:groups]:
+        images = torch.stack([image for image, _ in experience.test])
+        right = method.scores(images).argmax(1) == torch.tensor(experience.test.targets)
+        values.append(right.double().mean().item())
+    return values
+
+
+@pytest.fixture(scope="module")
+def learned(stream: Stream) -> dict[str, Discriminative]:
+    """Each method after two experiences. Ask them only."""
+    methods = {name: make(name, stream) for name in RECIPES}
+    for method in methods.values():
+        learn(method, 0, 1)
+    return methods
+
+
+def test_every_method_is_tested() -> None:
+    assert list(LEAST) == list(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_learns_two_experiences_of_digits(name, learned) -> None:
+    method = learned[name]
+    assert all(a >= b for a, b in zip(accuracies(method, 2), LEAST[name], strict=True)), accuracies(
+        method, 2
+    )
+    scores = method.scores(torch.rand(5, 1, 8, 8) * 2 - 1)
+    assert scores.shape == (5, 4)
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_resumed_it_ends_with_the_same_bits(name, tiny_stream) -> None:
+    stream = tiny_stream
+    tiny = {"epochs": 1, "backbone_epochs": 1}
+    whole, resumed = make(name, stream, **tiny), make(name, stream, **tiny)
+    learn(whole, 0, 1)
+    file = io.BytesIO()
+    torch.save(whole.state(), file)
+    learn(whole, 2)
+    file.seek(0)
+    resumed.load_state(torch.load(file, weights_only=True))
+    learn(resumed, 2)
+    images = torch.stack([image for image, _ in stream.experiences[0].test])
+    assert torch.equal(whole.scores(images), resumed.scores(images))
+    assert whole.size() == resumed.size()
+    assert whole.size().learning_macs > 0
+
+
+def test_only_icarl_keeps_pixels_in_its_state(learned) -> None:
+    """All others go by indices."""
+    for name, method in learned.items():
+        images = method.stream.experiences[0].train.base.images
+        found = images[method.stream.experiences[0].train.indices[0]].numpy().tobytes()
+        assert (found in method.state()["pickled"].numpy().tobytes()) <= (name == "icarl")
+
+
+def test_a_memory_is_full_shared_evenly_and_never_more_than_it_may_be(learned) -> None:
+    for name, method in learned.items():
+        stored = method.size().stored_images
+        if name in FREE:
+            assert stored == 0, name
+            assert method.recipe.exemplar_free
+        elif method.recipe.memory:
+            assert stored == 100, name
+        else:
+            assert stored == sum(len(e.train) for e in method.stream.experiences[:2]), name
+
+
+def test_holding_images_out_leaves_the_stream_as_it_was(learned) -> None:
+    stream = learned["bic"].stream
+    assert all(len(e.avalanche.dataset) == len(e.train) for e in stream.experiences)
+
+
+def test_bytes_are_those_of_images_logits_statistics_and_old_networks(learned) -> None:
+    """A float takes four, a value of an image one; buffers of the normalisation are counted."""
+    sizes = {name: method.size() for name, method in learned.items()}
+    image, width = 8 * 8, 64
+    network = sum(t.nbytes for t in learned["finetune"].model.state_dict().values())
+    second = 4 * sizes["finetune"].parameters
+    expected = {
+        "finetune": 0,
+        "ewc": 4 * second,  # the weights and their importances, of either experience
+        "mas": 2 * second,
+        "lwf": network,
+        "ncm": 4 * 4 * width,
+        "fecam": 4 * 4 * width * (1 + width),
+        "slda": 4 * (10 * width + 10 + width * width),
+        "replay": 100 * image,
+        "er_ace": 100 * image,
+        "derpp": 100 * (image + 4 * 10),
+        "scr": 100 * image + 4 * 4 * width,
+        "cumulative": image * sizes["cumulative"].stored_images,
+        "joint": image * sizes["joint"].stored_images,
+    }
+    assert {name: sizes[name].stored_bytes for name in expected} == expected
+    assert sizes["bic"].stored_bytes > 100 * image + second  # the network before
+    assert sizes["icarl"].stored_bytes > 100 * image + second
+    assert all(size.stored_bytes > 0 for name, size in sizes.items() if name != "finetune")
+
+
+def test_work_is_counted_in_forward_passes(learned) -> None:
+    sizes = {name: method.size() for name, method in learned.items()}
+    forward = sizes["finetune"].prediction_macs
+    images = sum(len(e.train) for e in learned["finetune"].stream.experiences[:2])
+    # Three passes a step; the head, four units of 64, is counted in predicting alone.
+    assert sizes["finetune"].learning_macs == 3 * 4 * images * (forward - 4 * 64)
+    # The old network reads every image of the second experience, and gets no gradient.
+    second = len(learned["lwf"].stream.experiences[1].train)
+    extra = sizes["lwf"].learning_macs - sizes["finetune"].learning_macs
+    assert extra == 4 * second * (forward - 4 * 64)
+    assert sizes["replay"].learning_macs > sizes["finetune"].learning_macs
+    assert sizes["joint"].learning_macs > sizes["finetune"].learning_macs
+
+
+@pytest.mark.parametrize("name", ["ncm", "slda", "fecam"])
+def test_a_frozen_backbone_learns_the_first_experience_alone(name, stream) -> None:
+    method = make(name, stream, backbone_epochs=1)
+    learn(method, 0)
+    features = next(m for m in method.model.modules() if hasattr(m, "passes"))
+    before = {key: value.clone() for key, value in features.state_dict().items()}
+    learn(method, 1)
+    assert all(torch.equal(before[key], value) for key, value in features.state_dict().items())
+    assert features.passes.learned == len(stream.experiences[0].train)
+
+
+def test_icarl_takes_no_mean_of_mirrored_digits(learned) -> None:
+    method = learned["icarl"]
+    plugin = next(p for p in method.strategy.plugins if hasattr(p, "x_memory"))
+    with torch.no_grad():
+        features = method.model.eval().feature_extractor(plugin.x_memory[0])
+    mean = torch.nn.functional.normalize(features, dim=1).mean(0)
+    mean = mean / mean.norm()
+    label = plugin.y_memory[0][0]
+    torch.testing.assert_close(method.model.eval_classifier.class_means[label], mean)
+
+
+def test_fecam_scores_as_one_class_after_another(learned) -> None:
+    """As Avalanche's own, from which it differs in speed alone."""
+    from avalanche.models import FeCAMClassifier
+
+    own = learned["fecam"].model.eval_classifier
+    features = torch.rand(6, 64)
+    torch.testing.assert_close(
+        own(features), FeCAMClassifier.forward(own, features), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_slda_is_the_discriminant_analysis_of_its_images(learned) -> None:
+    """Its covariance is that of the features around their class means, and nothing larger."""
+    method = learned["slda"]
+    train = method.stream.experiences
+    images = torch.stack([image for e in train[:2] for image, _ in e.train_plain])
+    labels = torch.tensor([label for e in train[:2] for label in e.train_plain.targets])
+    with torch.no_grad():
+        features = method.model.eval()(images)
+    means = torch.stack([features[labels == c].mean(0) for c in range(4)])
+    away = features - means[labels]
+    whole = (away.T @ away / len(away)).trace()
+    assert 0.5 < method.strategy.Sigma.trace() / whole < 2
+
+
+def test_bic_needs_room_for_both_of_its_memories(stream) -> None:
+    with pytest.raises(
+        UserError, match=r"stored_images is 90, too few for bic.*give it 100 or more"
+    ):
+        make("bic", stream, stored_images=90)
+    for name in ("agem", "gdumb", "icarl", "derpp", "er_ace", "scr"):
+        with pytest.raises(UserError, match=f"stored_images is 9, too few for {name}.*10 or more"):
+            make(name, stream, stored_images=9)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "range_"),
+    [
+        ("ewc_lambda", -1.0, "0 or more"),
+        ("mas_alpha", 1.5, "0 to 1"),
+        ("scr_temperature", 0.0, "above 0"),
+        ("backbone_epochs", 0, "above 0"),
+        ("bic_held_out", 1.0, "0.01 to 0.99"),
+        ("lr", float("inf"), "above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(key, value, range_, stream) -> None:
+    with pytest.raises(UserError, match=f"discriminative.{key} is {value}: give .*{range_}"):
+        make("finetune", stream, **{key: value})
+
+
+def test_groups_of_different_size_share_a_memory_evenly() -> None:
+    source = digits(validation=0.15, augment=True, image_size=8)
+    stream = build_stream(source, "b6-2", class_order(10, 1993))
+    for name in ("agem", "derpp", "icarl", "bic"):
+        method = make(name, stream, epochs=1)
+        learn(method, 0, 1)
+        counts = _counts(method)
+        assert set(counts) == set(range(8)), name
+        assert max(counts.values()) - min(counts.values()) <= 2, name  # bic: one of each memory
+
+
+def _counts(method: Discriminative) -> dict[int, int]:
+    labels: list[int] = []
+    for owner in (method.strategy, *method.strategy.plugins):
+        if hasattr(owner, "storage_policy"):
+            labels += [int(label) for label in owner.storage_policy.buffer.targets]
+        for held in getattr(owner, "val_buffer", {}).values():
+            labels += [int(label) for label in held.buffer.targets]
+        labels += [int(y) for ys in getattr(owner, "y_memory", []) for y in ys]
+    return {label: labels.count(label) for label in set(labels)}
