@@ -162,25 +162,30 @@ def publish(runs: Sequence[RunView], path: Path, command: str) -> None:
     """
     write_bytes(path.with_suffix(".csv"), results(runs).to_csv(index=False).encode())
     write_bytes(path.with_suffix(".svg"), figure_bytes(curves(runs), "svg"))
-    lines = [
+    headings = ["method", *PERCENT.values(), *COSTS.values()]
+    lines = [*provenance(runs, command), CAPTION, markdown(headings, _rows(runs))]
+    write_bytes(path.with_suffix(".md"), ("\n\n".join(lines) + "\n").encode())
+
+
+def provenance(runs: Sequence[RunView], command: str) -> list[str]:
+    """Where the numbers of a table come from, in paragraphs."""
+    return [
         f"Written by `{command}`.",
         *(f"{line[0].upper()}{line[1:]}." for line in _streams(runs)),
         f"Seeds {sorted({r.seed for r in runs})}.",
         *(f"{key}: {', '.join(sorted(_environments(runs, key)))}" for key in ("commit", "device")),
         f"Pretrained on: {', '.join(sorted({r.summary['pretrained_on'] for r in runs}))}.",
         *_unreadable(runs),
-        CAPTION,
     ]
-    write_bytes(path.with_suffix(".md"), ("\n\n".join([*lines, _markdown(runs)]) + "\n").encode())
+
+
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is text and whose others are numbers."""
+    ruled = [headings, ["---"] + ["---:"] * (len(headings) - 1), *rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
 
 def _environments(runs: Sequence[RunView], key: str) -> set[str]:
     """Every value that any sitting of these runs was made with."""
     sittings = [s for r in runs for s in (r.environment, *r.environment.get("resumed", []))]
     return {str(sitting[key]) for sitting in sittings if key in sitting}
-
-
-def _markdown(runs: Sequence[RunView]) -> str:
-    headings = ["method", *PERCENT.values(), *COSTS.values()]
-    rows = [headings, ["---"] + ["---:"] * (len(headings) - 1), *_rows(runs)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

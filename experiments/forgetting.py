@@ -34,7 +34,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("experiment", help="one of those that `python -m cil.run` lists")
-    parser.add_argument("--name", help="of the files in experiments/results")
+    parser.add_argument("--name", help="of the files in experiments/results, or a path")
     known, settings = parser.parse_known_args()
     config, fresh = parse(known.experiment, [*DEFAULTS, *settings])
     experiment = Path(known.experiment).stem

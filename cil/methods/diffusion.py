@@ -163,7 +163,8 @@ class DiffusionMethod:
 
     def _macs(self, steps: int) -> float:
         """Of so many optimiser steps."""
-        return steps_macs(steps, self.settings.batch_size, denoising_cost(self.model.trunk(0)))
+        trunk: Any = self.model.trunks[0]
+        return steps_macs(steps, self.settings.batch_size, denoising_cost(trunk))
 
     def _learn_trunk(
         self, experience: Experience, seed: int, log: StepLog, steps_before: int

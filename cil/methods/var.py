@@ -230,9 +230,8 @@ class VARMethod:
 
     def _macs(self, steps: int) -> float:
         """Of so many optimiser steps."""
-        one_class = (Stage(len(self.tokenizer.scales), 1, 1),)
-        whole = cost(one_class, self.model.trunk(0), classes=1)
-        return steps_macs(steps, self.settings.batch_size, whole)
+        one_class, trunk = (Stage(len(self.tokenizer.scales), 1, 1),), self.model.trunks[0]
+        return steps_macs(steps, self.settings.batch_size, cost(one_class, trunk, classes=1))  # type: ignore[arg-type]
 
     def _learn_trunk(self, experience: Experience, seed: int, log: StepLog) -> float:
         """Teach the trunk by the first group's turned images, then fit the scale weights."""

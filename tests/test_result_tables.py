@@ -1,0 +1,72 @@
+"""The commands that write tables of results, in small: what they write comes from the records."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from tiny import TINY, folders
+
+from cil.records import read_runs
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*words: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", *words]
+    return subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def rows(path: Path) -> dict[str, list[str]]:
+    """Method -> cells of the Markdown table in a file."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return {row[0]: row[1:] for row in cells}
+
+
+@pytest.mark.integration
+def test_a_table_of_forgetting(tmp_path: Path) -> None:
+    options = ["--methods=[finetune,joint]", "--seeds=[0,1]", f"--name={tmp_path / 'table'}"]
+    words = ["experiments.forgetting", "split_digits", *TINY, *folders(tmp_path / "runs")]
+    result = command(*words, *options)
+    assert result.returncode == 0, result.stderr
+    written = rows(tmp_path / "table.md")
+    assert list(written) == ["method", "---", "finetune*", "joint"]
+    numbers = pd.read_csv(tmp_path / "table.csv")
+    assert len(numbers) == 4
+    mean, std = numbers.groupby("method")["last_accuracy"].agg(["mean", "std"]).loc["joint"]
+    assert written["joint"][0] == f"{100 * mean:.1f}±{100 * std:.1f}"
+    text = (tmp_path / "table.md").read_text()
+    assert f"Written by `python -m {' '.join([*words, *options])}`." in text
+    assert "Seeds [0, 1]." in text
+    assert "<svg" in (tmp_path / "table.svg").read_text()
+
+
+@pytest.mark.integration
+def test_two_tasks(tmp_path: Path) -> None:
+    options = ["--methods=[finetune,joint]", "--seeds=[0]", f"--name={tmp_path / 'two'}"]
+    words = ["experiments.two_tasks", "split_digits", *TINY, *folders(tmp_path / "runs")]
+    result = command(*words, *options)
+    assert result.returncode == 0, result.stderr
+    written = rows(tmp_path / "two.md")
+    assert written["method"] == ["task 1", "task 2", "average"]
+    (run,) = [run for run in read_runs(tmp_path / "runs") if run.method == "finetune"]
+    first, second = run.matrix[-1]
+    expected = [first, second, (first + second) / 2]
+    assert written["finetune"] == [f"{100 * value:.1f}" for value in expected]
+
+
+def test_two_tasks_are_two(tmp_path: Path) -> None:
+    options = [*folders(tmp_path), "--stream.protocol=b0-2"]
+    result = command("experiments.two_tasks", "split_digits", *options)
+    assert result.returncode == 2
+    assert "makes 5 class groups of split_digits: choose one that makes two" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["forgetting", "two_tasks"])
+def test_help_teaches(name: str) -> None:
+    result = command(f"experiments.{name}", "--help")
+    assert result.returncode == 0
+    assert "experiments/results" in result.stdout
