@@ -88,9 +88,11 @@ def _parts(
             gaussians = own.BatchedFeCAM(**options)
             model = models.TrainEvalModel(backbone, nn.Identity(), gaussians)
             return {"model": model, "plugins": [plugins.CurrentDataFeCAMUpdate()]}
-    units = {"whole": classes, "turned": 4 * len(stream.experiences[0].labels)}
-    fixed = recipe.kind in units
-    head = nn.Linear(width, units[recipe.kind]) if fixed else models.IncrementalClassifier(width, 1)
+    units = {"whole": classes, "bare": classes, "turned": 4 * len(stream.experiences[0].labels)}
+    if recipe.kind in units:
+        head = nn.Linear(width, units[recipe.kind], bias=recipe.kind != "bare")
+    else:
+        head = models.IncrementalClassifier(width, 1)
     parts = {"model": Classifier(backbone, head)}
     if recipe.plugin is None:
         return parts | options
