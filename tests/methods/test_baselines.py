@@ -148,6 +148,7 @@ def test_bytes_are_those_of_images_logits_statistics_and_old_networks(learned) -
     expected = {
         "finetune": 0,
         "ewc": 4 * second,  # the weights and their importances, of either experience
+        "si": 3 * (second - 4 * 2 * (32 + 64 + 64)),  # those of the normalisation have none
         "mas": 2 * second,
         "lwf": network,
         "ncm": 4 * 4 * width,
