@@ -198,8 +198,8 @@ class DiscriminativeConfig:
     """Images that agem, replay, gdumb, icarl, derpp, er_ace, scr and bic may store, shared evenly
     by the classes."""
     backbone_epochs: int = 100
-    """ncm, slda and fecam: passes over the first experience's images, turned by random quarters,
-    that their backbone learns by before it is frozen."""
+    """cwr, ncm, slda and fecam: passes over the first experience's images, turned by random
+    quarters, that their backbone learns by before it is frozen."""
     ewc_lambda: float = 100.0
     """ewc: strength of the penalty (its paper reports 400 to 5,000, of other losses)."""
     si_lambda: float = 1.0

@@ -1,7 +1,6 @@
 """From a recipe to one of Avalanche's strategies around a backbone; what it answers and keeps."""
 
 from collections.abc import Iterator
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -88,9 +87,11 @@ def _parts(
             gaussians = own.BatchedFeCAM(**options)
             model = models.TrainEvalModel(backbone, nn.Identity(), gaussians)
             return {"model": model, "plugins": [plugins.CurrentDataFeCAMUpdate()]}
-    units = {"whole": classes, "turned": 4 * len(stream.experiences[0].labels)}
-    fixed = recipe.kind in units
-    head = nn.Linear(width, units[recipe.kind]) if fixed else models.IncrementalClassifier(width, 1)
+    units = {"whole": classes, "bare": classes, "turned": 4 * len(stream.experiences[0].labels)}
+    if recipe.kind in units:
+        head = nn.Linear(width, units[recipe.kind], bias=recipe.kind != "bare")
+    else:
+        head = models.IncrementalClassifier(width, 1)
     parts = {"model": Classifier(backbone, head)}
     if recipe.plugin is None:
         return parts | options
@@ -152,12 +153,15 @@ def carried_bytes(strategy: Any, model: nn.Module, paths: tuple[str, ...]) -> in
     total = 0
     for path in paths:
         for owner in (strategy, model, *strategy.plugins):
-            try:
-                kept = attrgetter(path)(owner)
-            except AttributeError:  # another owner's, or not there yet
-                continue
-            total += sum(array.nbytes for array in _arrays(kept))
+            total += sum(array.nbytes for array in _arrays(_at(owner, path)))
     return total
+
+
+def _at(owner: Any, path: str) -> Any:
+    """What stands at a dotted path of attributes and keys; None where there is nothing (yet)."""
+    for name in path.split("."):
+        owner = owner.get(name) if isinstance(owner, dict) else getattr(owner, name, None)
+    return owner
 
 
 def _arrays(kept: Any) -> Iterator[Tensor | np.ndarray]:

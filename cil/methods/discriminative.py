@@ -99,7 +99,7 @@ class Discriminative:
                 backbone, width = self._first_backbone(experience, log)
                 strategy = self._new_strategy(self.recipe, self.settings, backbone, width)
             past = [seen.avalanche for seen in self.seen] if afresh else []
-            if self.recipe.frozen:  # the statistics take no optimiser steps
+            if self.recipe.frozen:  # what comes on top takes few optimiser steps, or none
                 log = _unlogged
             self._train(strategy, [*past, experience.avalanche], log)
         self.model = strategy.model

@@ -1,7 +1,8 @@
 """Pickle an object whose parts belong to the stream, leaving the stream out.
 
 Avalanche's strategies can only be kept whole, and their memories hold on to the images they were
-cut from. Written by reference, a memory is a list of indices, and no image enters a checkpoint.
+cut from. Written by reference, a memory is a list of indices, and no image enters a checkpoint (but
+iCaRL's, which Avalanche copies).
 """
 
 import io

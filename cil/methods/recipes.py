@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 # growing: a backbone under a classifier with a unit for every class seen so far.
 # whole: under one with a unit for every class of the stream, which the strategy needs.
+# bare: as whole, without the bias that cwr would train for all classes and restore for none; on a
+# backbone as of the next three, or its first classes would have a scale of their own.
 # icarl, scr: a backbone with a classifier to learn by, and the nearest class mean to answer by.
 # turned: under one with a unit for every class of the first experience and each of its turns.
 # ncm, fecam, slda: statistics of the features of a backbone that learns the first experience alone.
-Kind = Literal["growing", "whole", "turned", "icarl", "scr", "ncm", "fecam", "slda"]
+Kind = Literal["growing", "whole", "bare", "turned", "icarl", "scr", "ncm", "fecam", "slda"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Recipe:
     @property
     def frozen(self) -> bool:
         """Whether the backbone learns in the first experience and never again."""
-        return self.kind in ("ncm", "fecam", "slda")
+        return self.kind in ("bare", "ncm", "fecam", "slda")
 
     def settings(self, every: Iterable[str]) -> list[str]:
         """Those of the discriminative settings that this method reads, in their order."""
@@ -81,7 +83,8 @@ RECIPES = {
     "cwr": Recipe(
         "CWRStar",
         "Lomonaco & Maltoni 2017, arXiv 1705.03550; CWR* in arXiv 1907.03799",
-        constants={"cwr_layer_name": "head.classifier"},
+        kind="bare",
+        constants={"cwr_layer_name": "head"},
         carries=("saved_weights",),
     ),
     "ncm": Recipe(

@@ -77,6 +77,10 @@ class Features(nn.Module):
         self.bf16 = bf16
         self.passes = Passes()
 
+    def train(self, mode: bool = True) -> "Features":
+        """Once frozen it stays in evaluation mode: its normalisation would learn on."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
     def forward(self, images_BCHW: Tensor) -> Tensor:
         """images (B, channels, H, W) -> features (B, D), float32."""
         if images_BCHW.is_cuda:  # the order of values that its convolutions are fastest in

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cil.models.backbones import Classifier, backbone_name, build_backbone
+from cil.models.backbones import Classifier, Features, backbone_name, build_backbone
 
 PARAMETERS = {("resnet18", 32): 11_168_832, ("resnet18", 96): 11_176_512}  # torchvision's less fc
 
@@ -64,7 +64,7 @@ def dtypes(model: Classifier, images: Tensor) -> dict[str, torch.dtype]:
 @pytest.mark.parametrize("bf16", [True, False])
 def test_the_backbone_alone_computes_in_16_bits(bf16):
     backbone, features = build_backbone("resnet18", 3, 32)
-    model = Classifier(backbone, nn.Linear(features, 5), bf16).train()
+    model = Classifier(Features(backbone, bf16), nn.Linear(features, 5)).train()
     images = torch.rand(2, 3, 32, 32)
     full = torch.float32
     half = torch.bfloat16 if bf16 else full

@@ -32,6 +32,8 @@ class Settings:
     class_order: list[int] | None = None
     order_seed: int = 1993
     validation: float = 0.15
+    evaluate: str = "test"
+    stop_after: int | None = None
     augment: bool = False
 
 
