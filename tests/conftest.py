@@ -1,8 +1,12 @@
 """What the model, method and protocol tests share: few real digits and models that learn in ms."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+
+# Before torch is there, and for the commands that tests start: every core has its worker already.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
