@@ -149,7 +149,7 @@ def of_a_run(
         variants += [Variant(n, samples, schedule(n, scales, samples)) for n in ("varc", "a_varc")]
         margins = method.fitted_margins(TensorDataset(*held_out), samples)
         variants.append(Variant("adaptive", samples, adaptive(margins, samples)))
-    sizes = (method.tokenizer_settings, method.settings, method.trainer, method.cache)
+    sizes = (method.tokenizer_settings, method.settings, method.trainer, method.groundwork.cache)
     fresh = VARMethod(method.name, stream, *sizes)
     rate = matrix_rate(find_device(trainer))
     rows = classifying(method, images, labels, variants, rounds, rate)

@@ -75,7 +75,7 @@ def test_its_generative_models_fit_its_images(path: Path) -> None:
     config, _ = parse(str(path), [])
     source = config.stream.source
     side = SIDES.get(source, config.stream.image_size)
-    stream: Any = SimpleNamespace(name=source, image_size=side)
+    stream: Any = SimpleNamespace(name=source, image_size=side, augment=str)
     check_settings(stream, config.tokenizer, config.var)
     check_diffusion(stream, config.tokenizer, config.diffusion)
 
