@@ -15,33 +15,19 @@ generative classifiers".
 """
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from pathlib import Path
 
-from cil.command_line import parse
 from cil.run import exit_code, run
 from cil.table import publish
+from experiments.asking import RESULTS, asked
 
 DEFAULTS = ("--methods=[all]", "--seeds=[0,1,2]")
 
 
 def main() -> None:
-    parser = ArgumentParser(
-        prog="python -m experiments.forgetting",
-        usage="%(prog)s EXPERIMENT [--name=NAME] [--KEY=VALUE ...]",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("experiment", help="one of those that `python -m cil.run` lists")
-    parser.add_argument("--name", help="of the files in experiments/results, or a path")
-    known, settings = parser.parse_known_args()
-    config, fresh = parse(known.experiment, [*DEFAULTS, *settings])
-    experiment = Path(known.experiment).stem
-    runs = run(experiment, config, fresh)
-    command = " ".join(["python -m experiments.forgetting", *sys.argv[1:]])
+    what = asked("forgetting", __doc__, DEFAULTS)
+    runs = run(what.experiment, what.config, what.fresh)
     if runs:  # of several processes the first one alone has them
-        publish(runs, Path(__file__).parent / "results" / (known.name or experiment), command)
+        publish(runs, RESULTS / (what.name or what.experiment), what.line)
 
 
 if __name__ == "__main__":

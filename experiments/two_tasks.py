@@ -15,7 +15,6 @@ so only the pattern can be compared: finetune keeps nothing of task 1, the gener
 """
 
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,12 +23,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from cil.command_line import parse
 from cil.errors import UserError
 from cil.records import RunView, write_bytes
 from cil.run import complete, exit_code
 from cil.streams import open_stream
 from cil.table import markdown, provenance
+from experiments.asking import RESULTS, asked
 
 DEFAULTS = (
     "--methods=[finetune,cwr,diffusion-adapter,var-adapter]",
@@ -44,32 +43,22 @@ CAPTION = (
 
 
 def main() -> None:
-    parser = ArgumentParser(
-        prog="python -m experiments.two_tasks",
-        usage="%(prog)s EXPERIMENT [--name=NAME] [--KEY=VALUE ...]",
-        description=__doc__,
-        formatter_class=RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("experiment", help="one of those that `python -m cil.run` lists")
-    parser.add_argument("--name", help="of the file in experiments/results, or a path")
-    known, settings = parser.parse_known_args()
-    config, fresh = parse(known.experiment, [*DEFAULTS, *settings])
-    name = f"two_tasks_{Path(known.experiment).stem}"
-    groups = len(open_stream(config.stream, Path(config.cache)).experiences)
+    what = asked("two_tasks", __doc__, DEFAULTS)
+    stream = what.config.stream
+    groups = len(open_stream(stream, Path(what.config.cache)).experiences)
     if groups != 2:
         raise UserError(
-            f"stream.protocol is {config.stream.protocol}, which makes {groups} class groups of "
-            f"{known.experiment}: choose one that makes two, such as b0-5 of ten classes."
+            f"stream.protocol is {stream.protocol}, which makes {groups} class groups of "
+            f"{what.experiment}: choose one that makes two, such as b0-5 of ten classes."
         )
-    runs = complete(name, config, fresh)
+    name = f"two_tasks_{what.experiment}"
+    runs = complete(name, what.config, what.fresh)
     if not runs:  # of several processes the first one alone has them
         return
     rows = table(runs)
     _show(name, rows)
-    command = " ".join(["python -m experiments.two_tasks", *sys.argv[1:]])
-    lines = [*provenance(runs, command), CAPTION, markdown(HEADINGS, rows)]
-    path = Path(__file__).parent / "results" / f"{known.name or name}.md"
+    lines = [*provenance(runs, what.line), CAPTION, markdown(HEADINGS, rows)]
+    path = RESULTS / f"{what.name or name}.md"
     write_bytes(path, ("\n\n".join(lines) + "\n").encode())
     print(f"written: {path}")
 
