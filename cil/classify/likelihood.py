@@ -5,7 +5,7 @@ K scales, S copies of an image, Z latent channels.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise, product
 from typing import Literal
 
@@ -335,44 +335,6 @@ def _free(device: torch.device) -> int:
 
 def _tokens(trunk: VAR, scales: int) -> int:
     return trunk.tokens_of(range(scales)).stop
-
-
-def image_seeds(images: Tensor) -> list[int]:
-    """A number for each image that depends on its pixels alone."""
-    bits = images.detach().float().contiguous().view(torch.int32).flatten(1).long()
-    odd = torch.arange(bits.shape[1], device=bits.device) * 2 + 1
-    seeds: list[int] = (bits * odd).sum(1).tolist()  # whole numbers: the same on every device
-    return seeds
-
-
-def noisy_copies(latents_BZhw: Tensor, seeds: Sequence[int], samples: int, sigma: float) -> Tensor:
-    """The latents and `samples` - 1 copies with Gaussian noise -> (S, B, Z, h, w).
-
-    Likelihood smoothing (2510.12060) averages the log-likelihoods over them: a token that lies near
-    the border of two codes no longer decides alone. An image's noise comes from its own seed and is
-    the same for every class, so that a score depends on its image alone and not on the batch.
-    """
-    shape = samples - 1, *latents_BZhw.shape[1:]
-    own = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-    noise_SBZhw = torch.stack(own, 1).to(latents_BZhw)
-    return torch.cat([latents_BZhw[None], latents_BZhw + sigma * noise_SBZhw])
-
-
-def varied_copies(
-    images: Tensor, seeds: Sequence[int], samples: int, vary: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """images (B, ...), then what `vary` makes of each, `samples` - 1 times -> (S, B, ...).
-
-    A shifted or mirrored image is read as wholly other tokens, and yet as ones that the model has
-    learned from; noise on latents moves few tokens, and those to where no image has them. An
-    image's copies come from its own seed, so that a score depends on its image alone.
-    """
-    copies = []
-    for image, seed in zip(images.cpu(), seeds, strict=True):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            copies.append(torch.stack([vary(image) for _ in range(samples - 1)]))
-    return torch.cat([images[None], torch.stack(copies, 1).to(images)])
 
 
 def by_scale(values: Tensor, scales: tuple[int, ...]) -> Tensor:

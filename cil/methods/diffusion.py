@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from cil.classify.diffusion import diffusion_scores
-from cil.classify.likelihood import image_seeds
 from cil.classify.schedule import (
     Cost,
     Timesteps,
@@ -22,6 +21,7 @@ from cil.classify.schedule import (
     diffusion_cost,
     diffusion_schedule,
 )
+from cil.classify.smoothing import image_seeds
 from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig
 from cil.methods.diffusion_module import DiffusionModule
 from cil.methods.diffusion_parts import build_latents, build_model, build_noising, check_settings

@@ -13,13 +13,11 @@ from cil import parallel
 from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
-    image_seeds,
-    noisy_copies,
     staged_scores,
     token_log_likelihoods,
-    varied_copies,
 )
 from cil.classify.schedule import Cost, Schedule, Stage, adaptive, cost, fit_margins, schedule
+from cil.classify.smoothing import image_seeds, noisy_copies, varied_copies
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.methods.generative import Groundwork
 from cil.methods.learning_cost import encoding_macs, steps_macs, tokenizer_macs

@@ -11,12 +11,11 @@ from cil.classify.likelihood import (
     by_scale,
     fit_scale_weights,
     group_log_likelihoods,
-    image_seeds,
-    noisy_copies,
     staged_scores,
     token_log_likelihoods,
 )
 from cil.classify.schedule import Stage
+from cil.classify.smoothing import noisy_copies
 from cil.methods.var_parts import build_model, build_tokenizer
 from cil.models.class_groups import Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
@@ -227,19 +226,6 @@ def test_no_scale_is_read_twice_for_a_class_that_stays(model, copies):
         assert sum(read) == images * (5 + 25 + 30)
 
 
-def test_noise_is_the_images_own():
-    latents = torch.randn(5, 4, 3, 3)
-    seeds = image_seeds(torch.randn(5, 1, 6, 6))
-    copies = noisy_copies(latents, seeds, samples=3, sigma=0.2)
-    assert len(copies) == 3
-    assert torch.equal(copies[0], latents)
-    assert torch.equal(noisy_copies(latents[2:3], seeds[2:3], 3, sigma=0.2), copies[:, 2:3])
-    noise = copies[1:] - latents
-    assert 0.1 < noise.std() < 0.3
-    assert not torch.allclose(noise[0], noise[1])
-    assert not torch.allclose(noise[0, 0], noise[0, 1])
-
-
 def test_what_is_read_last_is_not_kept(model, copies, monkeypatch):
     """Keys and values of the fine scales, most of the memory, are of no use to later stages."""
     kept: list[int] = []
@@ -259,14 +245,6 @@ def test_what_is_read_last_is_not_kept(model, copies, monkeypatch):
     shared = model.trunk(0).condition_from > 0
     # All classes on the first five tokens; where blocks are shared, two copies on all thirty.
     assert max(kept) <= len(tokens[0]) * (2 * 30 if shared else 6 * 5)
-
-
-def test_a_seed_is_the_pixels():
-    images = torch.randn(3, 2, 4, 4)
-    seeds = image_seeds(images)
-    assert len(set(seeds)) == 3
-    assert image_seeds(images[1:]) == seeds[1:]
-    assert image_seeds(images.to(memory_format=torch.channels_last)) == seeds
 
 
 def test_by_scale_sums_the_tokens_of_each():

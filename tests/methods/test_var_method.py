@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from cil.classify.likelihood import by_scale, image_seeds
+from cil.classify.likelihood import by_scale
 from cil.classify.schedule import schedule
+from cil.classify.smoothing import image_seeds
 from cil.config import StreamConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.errors import UserError
 from cil.methods.scoring import score
