@@ -150,9 +150,12 @@ def write_picks(path: Path, trials: pd.DataFrame, command: str) -> None:
     """Write what `--config` takes; picks of other methods that the file holds are kept.
 
     Raises:
-        UserError: the file cannot be read or written.
+        UserError: the file cannot be read or written, or holds something else.
     """
-    before = yaml.safe_load(read_bytes(path))["tuned"] if path.exists() else {}
+    try:
+        before = dict(yaml.safe_load(read_bytes(path))["tuned"]) if path.exists() else {}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError):
+        raise UserError(f"{path} holds no picks: move it away; every trial is recorded.") from None
     picks = dict(zip(*(trials[trials.picked][key] for key in ("method", "values")), strict=True))
     text = yaml.safe_dump({"tuned": before | picks}, sort_keys=False)
     write_bytes(path, f"# Picked on held-out images, last by: {command}\n\n{text}".encode())

@@ -10,8 +10,8 @@ unless --name gives another; interrupted, the same line goes on.
 
 The paper (arXiv 2510.12060) has, in per cent of task 1, task 2 and both: nothing against forgetting
 0.0, 82.4, 41.2; CWR 83.2, 61.6, 72.4; a diffusion classifier 78.4, 73.6, 76.0; A-VARC+ 72.4, 82.4,
-77.4. On other images and with other models only the pattern compares: finetune keeps nothing of task
-1, the generative methods most.
+77.4. On other images and with other models only the pattern compares: finetune keeps nothing of
+task 1, the generative methods most.
 """
 
 import sys

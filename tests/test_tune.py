@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from test_configs import unexplained
@@ -187,3 +188,12 @@ def test_a_set_leaves_out_what_the_stream_cannot_run_and_says_so(tmp_path, capsy
     summary = tmp_path / "runs" / "split_digits" / "ewc" / "seed0" / "summary.json"
     numbers = json.loads(summary.read_text())
     assert min(numbers[k] for k in ("stored_bytes", "learning_macs", "prediction_macs")) > 0
+
+
+@pytest.mark.parametrize("content", ["", "tuned: 3\n", "other: {}\n", "{"])
+def test_picks_that_are_none_are_not_written_over(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "tuned.yaml"
+    path.write_text(content)
+    with pytest.raises(UserError, match="holds no picks: move it away"):
+        tune.write_picks(path, pd.DataFrame(), "a command")
+    assert path.read_text() == content
