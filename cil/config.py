@@ -75,8 +75,9 @@ class TokenizerConfig:
 class VARConfig:
     """The class-conditional VAR and how its class groups learn."""
 
-    plasticity: Literal["embedding", "adapter", "trunk", "copy"] = "adapter"
-    """What a class group may change: its embedding, also an adapter, the trunk, or a copy of it."""
+    plasticity: Literal["embedding", "adapter", "trunk", "copy", "scratch"] = "adapter"
+    """What a class group may change: its embedding, also an adapter, the trunk, or a copy of it;
+    scratch: a trunk of its own that has learned nothing before."""
     depth: int = 3
     """Transformer blocks."""
     width: int = 64
@@ -128,8 +129,9 @@ class VARConfig:
 class DiffusionConfig:
     """The class-conditional diffusion model (DiT), learned as the VAR is, and its classifier."""
 
-    plasticity: Literal["embedding", "adapter", "trunk", "copy"] = "adapter"
-    """What a class group may change: its embedding, also an adapter, the trunk, or a copy of it."""
+    plasticity: Literal["embedding", "adapter", "trunk", "copy", "scratch"] = "adapter"
+    """What a class group may change: its embedding, also an adapter, the trunk, or a copy of it;
+    scratch: a trunk of its own that has learned nothing before."""
     space: Literal["latents", "pixels"] = "latents"
     """What is denoised: the tokenizer's continuous latents, before quantisation, or the pixels;
     either in units of its own spread over the first experience."""
@@ -274,10 +276,10 @@ class Config:
     """One experiment: a stream, the methods that learn it, and where the records go."""
 
     methods: list[str] | str = field(default_factory=lambda: ["var", "finetune", "replay", "joint"])
-    """Methods to compare, as [var,joint]: var (or var-embedding, var-adapter, var-trunk, var-copy),
-    diffusion (or diffusion-embedding, ...), finetune, ewc, si, mas, lwf, cwr, ncm, slda, fecam,
-    agem, replay, gdumb, icarl, derpp, er_ace, scr, bic, cumulative, joint; or the sets all,
-    generative, discriminative, exemplar_free."""
+    """Methods to compare, as [var,joint]: var (or var-embedding, var-adapter, var-trunk, var-copy,
+    var-scratch), diffusion (or diffusion-embedding, ...), finetune, ewc, si, mas, lwf, cwr, ncm,
+    slda, fecam, agem, replay, gdumb, icarl, derpp, er_ace, scr, bic, cumulative, joint; or the sets
+    all, generative, discriminative, exemplar_free."""
     seeds: list[int] | int = field(default_factory=lambda: [0])
     """Random seeds; every method runs once with each; as [0,1,2]."""
     runs: str = "runs"

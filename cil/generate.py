@@ -39,9 +39,10 @@ def sample(
     """One image for each label, drawn with the seed beside it.
 
     Guidance grows with the scale, from nothing to `guidance`: logits (1 + t) cond - t uncond with
-    t = guidance * k / (K - 1). What has no class is the first trunk's, without an adapter. Of the
-    logits the `top_k` highest are kept (0: all), and of those the fewest that hold a probability of
-    `top_p`. An image's tokens depend on its own label and seed, not on the others of the batch.
+    t = guidance * k / (K - 1). What has no class is the first trunk's, or scratch's own one's,
+    without an adapter. Of the logits the `top_k` highest are kept (0: all), and of those the fewest
+    that hold a probability of `top_p`. An image's tokens depend on its own label and seed, not on
+    the others of the batch.
 
     Raises:
         UserError: the model does not know a label, or there is not one seed for each.
@@ -76,8 +77,8 @@ def denoise(
 
     DDIM without fresh noise; of a flow the same formula is Euler's step along its velocity.
     Classifier-free guidance: (1 + guidance) cond - guidance uncond, and what has no class is the
-    first trunk's, without an adapter. What a step takes for clean is kept within `FARTHEST`, as
-    next to pure noise a small error of the prediction is a large one of that.
+    first trunk's, or scratch's own one's, without an adapter. What a step takes for clean is kept
+    within `FARTHEST`, as next to pure noise a small error of the prediction is a large one of that.
 
     Raises:
         UserError: the model does not know a label, there is not one seed for each, or steps is
@@ -109,7 +110,7 @@ def _guided(
     if guidance == 0:
         return predicted
     null_BD = model.groups.condition(torch.full_like(labels_B, NULL_CLASS))
-    plain: Tensor = model.trunks[0](x, times_B, null_BD)
+    plain: Tensor = model.trunk_without_class(group)(x, times_B, null_BD)
     return (1 + guidance) * predicted - guidance * plain
 
 
@@ -177,10 +178,10 @@ class _Drawing:
         logits = trunk.logits(x, class_BD, adapter)
         if not self.guided:
             return logits
-        first = model.trunks[0]
-        x = first.common(inputs_BNZ, null_BD, scales, cache=self.without)  # type: ignore[operator]
-        x = first.conditioned(x, null_BD, scales, cache=self.without)  # type: ignore[operator]
-        plain = first.logits(x, null_BD)  # type: ignore[operator]
+        first = model.trunk_without_class(group)
+        x = first.common(inputs_BNZ, null_BD, scales, cache=self.without)
+        x = first.conditioned(x, null_BD, scales, cache=self.without)
+        plain = first.logits(x, null_BD)
         return (1 + share) * logits - share * plain
 
     def _draw(self, logits_BNV: Tensor) -> Tensor:

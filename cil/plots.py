@@ -25,6 +25,7 @@ STYLES: dict[str, Style] = {
     "var": (BLUE, "o"),
     "var-adapter": (BLUE, "o"),
     "var-copy": (SKY, "P"),
+    "var-scratch": (SKY, "*"),
     "var-embedding": (GREEN, "^"),
     "var-trunk": (PURPLE, "v"),
     "finetune": (VERMILION, "X"),

@@ -27,7 +27,10 @@ def tokenizer(tiny_tokenizer_config, shake) -> MultiScaleTokenizer:
     return tokenizer.eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module", params=[("adapter", 0), ("copy", 0), ("adapter", 1), ("copy", 1)])
+@pytest.fixture(
+    scope="module",
+    params=[("adapter", 0), ("copy", 0), ("scratch", 0), ("adapter", 1), ("copy", 1)],
+)
 def model(request, tiny_tokenizer_config, tiny_var_config, shake) -> Incremental:
     seed_all(1)
     plasticity, condition_from = request.param
@@ -39,13 +42,16 @@ def model(request, tiny_tokenizer_config, tiny_var_config, shake) -> Incremental
     return model.eval()
 
 
+def group_of(model: Incremental, label: int) -> int:
+    return next((g for g in range(3) if label in model.groups.labels(g)), 0)
+
+
 def teacher_forced(
     model: Incremental, tokenizer: MultiScaleTokenizer, tokens_BL: Tensor, label: int
 ) -> Tensor:
-    group = next((g for g in range(3) if label in model.groups.labels(g)), 0)
     with torch.no_grad():
         inputs = tokenizer.var_input(tokens_BL)
-        return model(inputs, torch.full((len(tokens_BL),), label), group)
+        return model(inputs, torch.full((len(tokens_BL),), label), group_of(model, label))
 
 
 def test_the_cached_path_draws_what_teacher_forcing_finds_likeliest(model, tokenizer):
@@ -69,7 +75,9 @@ def test_guidance_grows_with_the_scale(model, tokenizer):
         null = torch.tensor([NULL_CLASS])
         with torch.no_grad():
             condition = model.groups.condition(null)
-            plain = model.trunks[0](inputs, condition, None, model.groups.null)
+            own_trunk = model.plasticity == "scratch"  # the first trunk has learned nothing there
+            trunk = model.trunk(group_of(model, label)) if own_trunk else model.trunks[0]
+            plain = trunk(inputs, condition, None, model.groups.null)
         share = (3.0 * level / 3)[:, None]
         guided = (1 + share) * own - share * plain
         assert torch.equal(guided.argmax(-1), tokens)

@@ -40,7 +40,7 @@ _AFTER_THE_TRUNK = ("plasticity", "adapter_rank", "adapter_layers", "steps", "sc
 
 
 class DiffusionMethod:
-    """Diffusion classifier over class groups (see `Incremental` for the four plasticities)."""
+    """Diffusion classifier over class groups (see `Incremental` for the plasticities)."""
 
     pretrained_on = "nothing"
     distributed = True
@@ -89,14 +89,18 @@ class DiffusionMethod:
                 self.learning_macs += tokenizer_macs(
                     self.latents.tokenizer, self.tokenizer_settings
                 )
-            saved += self._learn_trunk(experience, seed, log, steps_before)
-            self.learning_macs += self._macs(self.settings.first_steps)
-            steps_before += self.settings.first_steps
+            if self.model.learns_trunk:
+                saved += self._learn_trunk(experience, seed, log, steps_before)
+                self.learning_macs += self._macs(self.settings.first_steps)
+                steps_before += self.settings.first_steps
         rows, facts = self._encoded(experience, 1, seed)
+        if experience.index == 0 and not self.model.learns_trunk:
+            self.latents.standardise(*rows.moments())
         seed_all(seed, 2)
         self.model.grow(len(experience.labels))
         if self.latents.tokenizer is not None:
-            encoded = len(rows) * (2 if experience.index == 0 else 1)  # also for the trunk
+            also_for_trunk = experience.index == 0 and self.model.learns_trunk
+            encoded = len(rows) * (2 if also_for_trunk else 1)
             self.learning_macs += encoding_macs(self.latents.tokenizer, encoded)
         self.learning_macs += self._macs(self.settings.steps)
         title = f"{self.name} experience {experience.index + 1}/{self.experiences}"

@@ -39,7 +39,7 @@ _AFTER_THE_TRUNK = (
 
 
 class VARMethod:
-    """Generative classifier over class groups (see `Incremental` for the four plasticities)."""
+    """Generative classifier over class groups (see `Incremental` for the plasticities)."""
 
     pretrained_on = "nothing"
     distributed = True
@@ -84,17 +84,20 @@ class VARMethod:
             saved += self.groundwork.learn_tokenizer(
                 self.tokenizer, self.tokenizer_settings, experience, seed, log
             )
-            saved += self._learn_trunk(experience, seed, log)
-            steps_before = self.tokenizer_settings.steps + self.settings.first_steps
             self.learning_macs = tokenizer_macs(self.tokenizer, self.tokenizer_settings)
-            self.learning_macs += self._macs(self.settings.first_steps)
+            steps_before = self.tokenizer_settings.steps
+            if self.model.learns_trunk:
+                saved += self._learn_trunk(experience, seed, log)
+                self.learning_macs += self._macs(self.settings.first_steps)
+                steps_before += self.settings.first_steps
         tokens, facts = self._token_maps(experience, 1, seed)
         use = facts["codes"] / self.tokenizer_settings.vocabulary
         log(steps_before, {"tokenizer/codebook_use": use})
         self.codebook_use.append(use)
         seed_all(seed, 2)
         self.model.grow(len(experience.labels))
-        encoded = len(tokens) * (2 if experience.index == 0 else 1)  # also for the trunk
+        also_for_trunk = experience.index == 0 and self.model.learns_trunk
+        encoded = len(tokens) * (2 if also_for_trunk else 1)
         self.learning_macs += encoding_macs(self.tokenizer, encoded)
         self.learning_macs += self._macs(self.settings.steps)
         title = f"{self.name} experience {experience.index + 1}/{self.experiences}"

@@ -21,6 +21,11 @@ def check_settings(stream: Stream, tokenizer: TokenizerConfig, var: VARConfig) -
             "var.smoothing is views, but with stream.augment false no image is varied: choose "
             "noise."
         )
+    if var.plasticity == "scratch" and var.condition_from:
+        raise UserError(
+            f"var.condition_from is {var.condition_from}, but with plasticity scratch no block is "
+            "shared by all classes: give 0."
+        )
     if var.condition_from > var.depth:
         raise UserError(
             f"var.condition_from is {var.condition_from}, but var.depth is {var.depth}: "

@@ -107,7 +107,7 @@ class ClassGroups(nn.Module):
         return table[labels_B]  # NULL_CLASS is -1: the last row
 
 
-Plasticity = Literal["embedding", "adapter", "trunk", "copy"]
+Plasticity = Literal["embedding", "adapter", "trunk", "copy", "scratch"]
 
 
 class Incremental(nn.Module):
@@ -115,10 +115,13 @@ class Incremental(nn.Module):
 
     embedding: its own embeddings only. adapter: also a low-rank update of the trunk, used for this
     group alone. trunk: the one trunk keeps learning (the case that can forget). copy: a trunk of
-    its own, started from the first (memory grows).
+    its own, started from the first (memory grows). scratch: a trunk of its own too, but started
+    from the first weights, which have learned nothing (as one VAE a class in van de Ven et al.
+    2021, "Class-incremental learning with generative classifiers").
 
     The trunk itself learns before the first group, with classes that are forgotten again
-    (`start`): the first group is then served like every other, neither worse nor better.
+    (`start`): the first group is then served like every other, neither worse nor better. With
+    scratch it does not: `learns_trunk`.
     """
 
     def __init__(
@@ -168,7 +171,7 @@ class Incremental(nn.Module):
             adapter = self.trunks[0].new_adapter(  # type: ignore[operator]
                 self.adapter_rank, self.adapter_everywhere
             )
-        if self.plasticity == "copy":
+        if self.plasticity in ("copy", "scratch"):
             shared = self.trunks[0].shared_parts()  # type: ignore[operator]
             copied = deepcopy(self.trunks[0], memo={id(part): part for part in shared})
             self.trunks.append(copied.requires_grad_(True))
@@ -203,11 +206,20 @@ class Incremental(nn.Module):
         """The trunk that serves a group."""
         return self.trunks[self._trunk_of[group]]
 
+    def trunk_without_class(self, group: int) -> Any:
+        """The trunk that knows what a group's image is like given no class."""
+        return self.trunk(group) if self.plasticity == "scratch" else self.trunks[0]
+
+    @property
+    def learns_trunk(self) -> bool:
+        """Whether the first trunk is to learn before there is a group."""
+        return self.plasticity != "scratch"
+
     def _check_empty(self) -> None:
         if len(self.groups):
             raise ValueError(f"there are {len(self.groups)} class groups already")
 
     @property
     def trains_null(self) -> bool:
-        """Whether condition dropout has anything to teach: the trunk itself is learning."""
-        return self.starting or self.plasticity == "trunk"
+        """Whether condition dropout has anything to teach: what reads the null class learns."""
+        return self.starting or self.plasticity in ("trunk", "scratch")

@@ -78,8 +78,12 @@ def load(
 
     Raises:
         UserError: a file is missing or damaged, or a tensor is missing, left over or of another
-            shape; the message names it.
+            shape; the message names it. Or plasticity is scratch.
     """
+    if plasticity == "scratch":
+        raise UserError(
+            "plasticity is scratch, but a released trunk has learned already: choose copy."
+        )
     theirs = _Checkpoint(var_path, inner=("trainer", "var_wo_ddp"))
     scales = _scales(theirs)
     tokenizer = _load_tokenizer(_Checkpoint(tokenizer_path, ("trainer", "vae_local")), scales)

@@ -23,7 +23,7 @@ from cil.records import read_runs
 
 pytestmark = pytest.mark.integration  # most of them learn
 
-PLASTICITIES = ["embedding", "adapter", "trunk", "copy"]
+PLASTICITIES = ["embedding", "adapter", "trunk", "copy", "scratch"]
 
 
 def no_log(step: int, values: Any) -> None:
@@ -93,7 +93,8 @@ def test_each_plasticity_adds_what_it_may_change(learned):
     method, after = learned
     own = set(after[2][0]) - set(after[1][0])
     kinds = {name.split(".2")[0].split(".3")[0] for name in own}  # the first trunk is extra
-    expected = {"adapter": {"model.groups.adapters"}, "copy": {"model.trunks"}}
+    own_trunk = {"model.trunks"}
+    expected = {"adapter": {"model.groups.adapters"}, "copy": own_trunk, "scratch": own_trunk}
     extra = expected.get(method.settings.plasticity, set())
     assert kinds == {"model.groups.embeddings"} | extra
     size = method.size()

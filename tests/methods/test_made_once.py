@@ -67,6 +67,8 @@ def test_what_is_found_is_what_would_have_been_learned(learn, titles, tmp_path, 
     ("change", "learned"),
     [
         ({"plasticity": "copy"}, ["experience 1/3"]),
+        ({"plasticity": "scratch"}, ["experience 1/3"]),  # it needs no trunk
+        ({"plasticity": "scratch", "seed": 1}, ["tokenizer", "experience 1/3"]),
         ({"steps": 3, "adapter_rank": 1, "smoothing_samples": 2}, ["experience 1/3"]),
         ({"first_steps": 3}, ["trunk", "experience 1/3"]),
         ({"tokenizer": {"steps": 3}}, ["tokenizer", "trunk", "experience 1/3"]),

@@ -26,6 +26,7 @@ from cil.methods.var_parts import check_settings
         ({}, {"lr": float("inf")}, "var.lr"),
         ({"scales": [4]}, {}, "at least two"),
         ({}, {"condition_from": 4}, r"var\.depth is 3"),
+        ({}, {"condition_from": 1, "plasticity": "scratch"}, r"var\.condition_from is 1"),
         ({}, {"smoothing_samples": 0}, "var.smoothing_samples"),
         ({}, {"smoothing_sigma": -0.1}, "var.smoothing_sigma"),
     ],

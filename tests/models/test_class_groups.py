@@ -18,7 +18,7 @@ from cil.models.class_groups import NULL_CLASS, ClassGroups, Incremental
 
 pytestmark = pytest.mark.integration  # three experiences for each plasticity
 
-PLASTICITIES = ["embedding", "adapter", "trunk", "copy"]
+PLASTICITIES = ["embedding", "adapter", "trunk", "copy", "scratch"]
 FORGETTING = "trunk"
 
 
@@ -122,7 +122,7 @@ def test_a_later_group_does_learn(learned, later):
 def test_each_plasticity_adds_what_it_may_change(learned):
     own = set(learned.after[2].parameters) - set(learned.after[1].parameters)
     kinds = {name.split(".2")[0].split(".3")[0] for name in own}  # the first trunk is extra
-    expected = {"adapter": {"groups.adapters"}, "copy": {"trunks"}}
+    expected = {"adapter": {"groups.adapters"}, "copy": {"trunks"}, "scratch": {"trunks"}}
     assert kinds == {"groups.embeddings"} | expected.get(learned.method.settings.plasticity, set())
 
 
@@ -136,7 +136,7 @@ def test_what_a_later_group_adds_learns_as_a_whole(learned):
         }
         assert len(ups) == 2 * 5 + 3
         assert all(up.abs().max() > 0 for up in ups.values())
-    elif plasticity == "copy":
+    elif plasticity in ("copy", "scratch"):
         copied = {n: p for n, p in last.items() if n.startswith("trunks.3")}
         first = {n: last[n.replace("trunks.3", "trunks.0")] for n in copied}
         assert [n for n, p in copied.items() if torch.equal(p, first[n])] == []
@@ -167,8 +167,23 @@ def test_the_optimiser_holds_the_newest_group_alone(
         own = (f"groups.adapters.{group}.", f"trunks.{group + 1}.")
         expected |= {n for n in of.values() if n.startswith(own)}
         assert names[group + 1] == expected
-        has_own = {"adapter": own[0], "copy": own[1]}.get(plasticity)
+        has_own = {"adapter": own[0], "copy": own[1], "scratch": own[1]}.get(plasticity)
         assert has_own is None or any(n.startswith(has_own) for n in expected)
+
+
+def test_a_trunk_from_scratch_begins_where_none_has_learned(tiny_tokenizer_config, tiny_var_config):
+    seed_all(0)
+    settings = replace(tiny_var_config, plasticity="scratch")
+    model: Incremental = build_model(tiny_tokenizer_config, settings)
+    first = parameters(model.trunks[0])
+    for group in range(3):
+        model.grow(2)
+        assert all(torch.equal(p, first[n]) for n, p in model.trunk(group).named_parameters())
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(1.0)  # it learns
+    assert all(torch.equal(p, first[n]) for n, p in model.trunks[0].named_parameters())
 
 
 def test_only_matrices_of_layers_decay(tiny_tokenizer_config, tiny_var_config):
@@ -269,10 +284,12 @@ def test_which_trunk_and_adapter_serve_a_group(plasticity, tiny_tokenizer_config
     for _ in range(3):
         model.grow(2)
         dropout.append(model.trains_null)
-    own_trunk, own_adapter = plasticity == "copy", plasticity == "adapter"
+    own_trunk, own_adapter = plasticity in ("copy", "scratch"), plasticity == "adapter"
     trunks = [model.trunk(g) for g in range(3)]
     assert len({id(trunk) for trunk in trunks}) == (3 if own_trunk else 1)
     assert (first_trunk in trunks) != own_trunk
     adapters = [model.groups.adapter(g) for g in range(3)]
     assert [a is not None for a in adapters] == [own_adapter] * 3
-    assert dropout == [True] + [plasticity == "trunk"] * 3
+    assert dropout == [True] + [plasticity in ("trunk", "scratch")] * 3
+    without_class = [model.trunk_without_class(g) for g in range(3)]
+    assert without_class == (trunks if plasticity == "scratch" else [first_trunk] * 3)

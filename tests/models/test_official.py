@@ -360,6 +360,12 @@ def test_checkpoints_of_the_trainer_are_read_too(tmp_path, images):
         assert all(torch.equal(expected[n], value) for n, value in after.state_dict().items())
 
 
+def test_a_released_trunk_is_not_learned_from_scratch(tmp_path):
+    paths = write(tmp_path, tokenizer_state(), var_state())
+    with pytest.raises(UserError, match="plasticity is scratch, but a released"):
+        load(*paths, plasticity="scratch")
+
+
 @pytest.mark.parametrize("plasticity", ["embedding", "adapter", "copy"])
 def test_new_groups_join_the_released_classes(tmp_path, images, plasticity):
     paths = write(tmp_path, tokenizer_state(), var_state())
