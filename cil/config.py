@@ -250,7 +250,7 @@ class TrainerConfig:
     """Of training and scoring VAR and DiT: auto is bf16-mixed on a GPU and 32-true on a CPU. Images
     become tokens in 32 bits always, so that they are the same tokens in training and scoring."""
     compile: Literal["auto", "always", "never"] = "auto"
-    """Whether a VAR or DiT goes through torch.compile: auto compiles, on a GPU, trunks of 10
+    """Whether a VAR or DiT goes through torch.compile: auto compiles, on a GPU, trunks of 5
     million parameters or more; smaller ones are done before they are compiled."""
     workers: int | None = None
     """Processes that read images; null takes all cores, or none where there is little to read. Of

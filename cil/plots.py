@@ -20,16 +20,38 @@ Style = tuple[str, str]  # colour, marker
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 
-# A method looks the same in every figure.
+# By what a class group of a generative method may change; diffusion's lines are dashed.
+PLASTICITY_STYLES: dict[str, Style] = {
+    "adapter": (BLUE, "o"),
+    "copy": (SKY, "P"),
+    "scratch": (ORANGE, "*"),
+    "embedding": (GREEN, "^"),
+    "trunk": (PURPLE, "v"),
+}
+# A method looks the same in every figure, and no two of a family are of one colour.
 STYLES: dict[str, Style] = {
     "var": (BLUE, "o"),
-    "var-adapter": (BLUE, "o"),
-    "var-copy": (SKY, "P"),
-    "var-scratch": (SKY, "*"),
-    "var-embedding": (GREEN, "^"),
-    "var-trunk": (PURPLE, "v"),
+    **{f"var-{name}": style for name, style in PLASTICITY_STYLES.items()},
+    "diffusion": (BLUE, "o"),
+    **{f"diffusion-{name}": style for name, style in PLASTICITY_STYLES.items()},
     "finetune": (VERMILION, "X"),
+    "ewc": (BLUE, "h"),
+    "si": (ORANGE, "p"),
+    "mas": (SKY, "8"),
+    "lwf": (PURPLE, ">"),
+    "cwr": (GREEN, "<"),
+    "ncm": (YELLOW, "H"),
+    "slda": (BLACK, "d"),
+    "fecam": (VERMILION, "*"),
+    "agem": (VERMILION, "<"),
     "replay": (ORANGE, "D"),
+    "gdumb": (PURPLE, "8"),
+    "icarl": (BLUE, "p"),
+    "derpp": (GREEN, "h"),
+    "er_ace": (SKY, ">"),
+    "scr": (YELLOW, "d"),
+    "bic": (VERMILION, "H"),
+    "cumulative": (BLACK, "*"),
     "joint": (BLACK, "s"),
 }
 # For other methods; yellow comes last, it is faint on white.
@@ -43,28 +65,45 @@ SPARE: list[Style] = [
     (YELLOW, "H"),
 ]
 
+FEWEST_PANELS = 10  # methods: more of them are drawn family by family
 LABEL_GAP = 4.2  # per cent of accuracy between the names at the line ends: their height
 ANNOTATED_GROUPS = 20  # numbers in the cells of a larger matrix could not be read
 
 
-def forgetting_curves(curves: Mapping[str, Sequence[ArrayLike]]) -> Figure:
+def forgetting_curves(
+    curves: Mapping[str, Sequence[ArrayLike]], families: Mapping[str, str] | None = None
+) -> Figure:
     """Accuracy on all classes seen so far against the experiences learned, one line a method.
 
     curves: method -> for each seed the accuracy curve (T,) in [0, 1] of `metrics.accuracy_curve`;
     seeds and methods may be of different length. The line is the mean over seeds, the band reaches
-    from the lowest to the highest seed. Methods are drawn in the order given.
+    from the lowest to the highest seed. Methods are drawn in the order given. From `FEWEST_PANELS`
+    methods on, each family has a panel, where the others are grey; families: method -> its name.
     """
-    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
-    axes = figure.add_subplot()
-    ends = {}
-    for name, style in method_styles(list(curves)).items():
-        values = 100 * _stacked(curves[name])
-        ends[name] = _draw_curve(axes, values, style)
-    last = max((x for x, _ in ends.values()), default=1)
+    values = {name: 100 * _stacked(seeds) for name, seeds in curves.items()}
+    panels: dict[str, list[str]] = {}
+    for name in curves:
+        title = families[name] if families and len(curves) >= FEWEST_PANELS else ""
+        panels.setdefault(title, []).append(name)
+    panels = panels or {"": []}
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(7.2 * columns, 4.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    styles = method_styles(list(curves))
     counts = {len(seeds) for seeds in curves.values()}
     over = f"{'up to ' if len(counts) > 1 else ''}{max(counts, default=1)} seeds"
-    _finish_axes(axes, last, f"mean and range over {over}" if max(counts, default=1) > 1 else "")
-    _label_ends(axes, ends, method_styles(list(curves)))
+    note = f"mean and range over {over}" if max(counts, default=1) > 1 else ""
+    last = max((part.shape[1] for part in values.values()), default=1)
+    for axes, (title, names) in zip(grid, panels.items(), strict=False):
+        for name in set(curves) - set(names):
+            mean = np.nanmean(values[name], axis=0)
+            axes.plot(np.arange(1, len(mean) + 1), mean, color="#DDDDDD", linewidth=1.0, zorder=1)
+        ends = {name: _draw_curve(axes, values[name], styles[name], name) for name in names}
+        _finish_axes(axes, last, ": ".join(part for part in (title, note) if part))
+        _label_ends(axes, ends, styles)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
     return figure
 
 
@@ -126,7 +165,9 @@ def _stacked(seeds: Sequence[ArrayLike]) -> NDArray[np.float64]:
     return stacked
 
 
-def _draw_curve(axes: Axes, values: NDArray[np.float64], style: Style) -> tuple[int, float]:
+def _draw_curve(
+    axes: Axes, values: NDArray[np.float64], style: Style, name: str
+) -> tuple[int, float]:
     """Draw values (seeds, T) in per cent; returns where the line ends."""
     colour, marker = style
     x = np.arange(1, values.shape[1] + 1)
@@ -141,6 +182,7 @@ def _draw_curve(axes: Axes, values: NDArray[np.float64], style: Style) -> tuple[
         marker=marker,
         markersize=7,
         linewidth=1.8,
+        linestyle="--" if name.startswith("diffusion") else "-",
         markeredgecolor="white",
         markeredgewidth=0.5,
         clip_on=False,
@@ -182,6 +224,7 @@ def _label_ends(
                 "arrowstyle": "-",
                 "color": styles[name][0],
                 "linewidth": 1.0,
+                "relpos": (0, 0.5),
                 "shrinkA": 1,
                 "shrinkB": 5,
             },

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from cil import metrics, plots
@@ -44,9 +45,11 @@ def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
     """
     write_bytes(folder / "results.csv", results(runs).to_csv(index=False).encode())
     figure = write_figure(folder / "forgetting_curves.png", curves(runs))
-    console = Console()
-    console.width = max(console.width, 110)  # a log file has no width; the table needs this much
-    console.print(_table(experiment, runs))
+    table, console = _table(experiment, runs), Console()
+    wide = console.options.update(width=1000)
+    # Lines that break can still be read; numbers cut short cannot, and a log file has no width.
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
     for line in [*_streams(runs), *_unreadable(runs)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     for r in runs:
@@ -80,7 +83,16 @@ def curves(runs: Sequence[RunView]) -> "plots.Figure":
     by_method: dict[str, list] = {}
     for r in runs:
         by_method.setdefault(r.method, []).append(metrics.accuracy_curve(r.matrix, r.sizes))
-    return plots.forgetting_curves(by_method)
+    return plots.forgetting_curves(by_method, {r.method: _family(r) for r in runs})
+
+
+def _family(run: RunView) -> str:
+    """What a figure of many methods shows together."""
+    kind = run.method.partition("-")[0]
+    if kind in ("var", "diffusion"):
+        return {"var": "VAR", "diffusion": "diffusion"}[kind]
+    stores = run.summary["stored_images"] > 0
+    return "discriminative, images stored" if stores else "discriminative, nothing stored"
 
 
 def _table(experiment: str, runs: Sequence[RunView]) -> Table:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from cil.methods.registry import SETS
 from cil.plots import SPARE, STYLES, accuracy_matrix, forgetting_curves, method_styles, spread
 
 CURVES = {
@@ -59,6 +60,26 @@ def test_every_line_is_named_at_its_end_and_no_name_covers_another() -> None:
     assert max(box.x1 for box in boxes) <= figure.bbox.x1
 
 
+def test_many_methods_are_drawn_family_by_family() -> None:
+    many = {f"{kind}-{i}": [np.array([1.0, 0.9 - 0.01 * i])] for i in range(5) for kind in "ab"}
+    families = {name: name[0] for name in many}
+    figure = drawn(forgetting_curves(many, families))
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]
+    for axes, kind in zip(figure.axes, "ab", strict=True):
+        assert len(axes.lines) == 10  # the other family's are there, in grey
+        assert {t.get_text()[0] for t in axes.texts} == {kind}
+    few = {name: many[name] for name in list(many)[:9]}
+    assert len(drawn(forgetting_curves(few, families)).axes) == 1
+    assert all(method in STYLES for method in SETS["all"])
+
+
+def test_a_diffusion_model_is_dashed_in_the_colour_of_its_plasticity() -> None:
+    curves = {"var-copy": [[1.0, 0.9]], "diffusion-copy": [[1.0, 0.8]]}
+    lines = forgetting_curves(curves).axes[0].lines
+    assert [line.get_linestyle() for line in lines] == ["-", "--"]
+    assert lines[0].get_color() == lines[1].get_color()
+
+
 def test_curves_of_unequal_length_and_none_at_all_draw() -> None:
     figure = drawn(forgetting_curves({"var": [[1.0, 0.9], [1.0]], "joint": [[0.9]]}))
     assert "var  90.0" in texts(figure)
@@ -84,14 +105,16 @@ def test_a_large_matrix_keeps_its_size_and_drops_its_numbers() -> None:
 
 
 def test_methods_keep_their_style_and_never_share_one() -> None:
-    alone = method_styles(["ewc"])["ewc"]
-    assert method_styles(["var", "ewc", "joint"])["var"] == STYLES["var"]
+    alone = method_styles(["mine"])["mine"]
+    assert method_styles(["var", "mine", "joint"])["var"] == STYLES["var"]
     assert alone in SPARE
-    names = ["var", "finetune", "replay", "joint", "ewc", "lwf", "si", "mas"]
+    names = ["var", "finetune", "replay", "joint", "mine", "yours", "theirs", "ours"]
     styles = method_styles(names)
     assert list(styles) == names
     assert len(set(styles.values())) == len(names)
-    assert len(set(STYLES.values())) == len(STYLES) - 1  # var is var-adapter by default
+    drawn_alike = {"var", *(name for name in STYLES if name.startswith("diffusion"))}
+    kept = [style for name, style in STYLES.items() if name not in drawn_alike]
+    assert len(set(kept)) == len(kept)
     assert len(method_styles([f"m{i}" for i in range(30)])) == 30  # more than there are styles
 
 
