@@ -28,7 +28,7 @@ PLASTICITY_STYLES: dict[str, Style] = {
     "embedding": (GREEN, "^"),
     "trunk": (PURPLE, "v"),
 }
-# A method looks the same in every figure, and no two of a family are of one colour.
+# A method looks the same in every figure; two of a family share a colour where they end far apart.
 STYLES: dict[str, Style] = {
     "var": (BLUE, "o"),
     **{f"var-{name}": style for name, style in PLASTICITY_STYLES.items()},

@@ -23,8 +23,8 @@ from cil.errors import UserError
 from cil.methods.method import StepLog
 
 LOG_EVERY = 10  # optimiser steps between two logged values
-# Parameters. A trunk of 7.5 million took 75 ms a step of 1,024 maps of 130 tokens on an H200, and
-# compiled, for half a minute, 28 ms.
+# Parameters. A trunk of 7.5 million took 75 ms a step of 1,024 maps of 130 tokens on an H200; in a
+# trial outside Lightning, compiled for half a minute, 28 ms.
 LEAST_TO_COMPILE = 5_000_000
 
 
