@@ -257,6 +257,9 @@ class TrainerConfig:
     the discriminative methods their number changes how images are varied at random."""
     progress: bool = True
     """Whether to show progress bars."""
+    keep_checkpoints: bool = False
+    """Whether the checkpoint of every experience stays, and not the newest alone: what a method
+    whose earlier classes change was like in between (`experiments.ood`) is in no other file."""
 
 
 @dataclass

@@ -191,7 +191,8 @@ def _run_method(
         return
     wanted = settings(name, config, seed)
     facts = stream_facts(stream)
-    with RunRecord.open(place, wanted, facts, environment(config.trainer), fresh) as record:
+    where, kept = environment(config.trainer), config.trainer.keep_checkpoints
+    with RunRecord.open(place, wanted, facts, where, fresh, keep_checkpoints=kept) as record:
         if record.learned:
             print(f"{place}: going on after experience {record.learned}", file=sys.stderr)
         with Tracker.start(

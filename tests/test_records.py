@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from cil import files
 from cil.errors import UserError
-from cil.records import RunRecord, RunView, read_runs
+from cil.records import RunRecord, RunView, read_run, read_runs
 
 CONFIG: dict[str, Any] = {
     "var": {"depth": 4, "lr": 1e-3, "scales": (1, 2, 3, 4), "plasticity": "adapter"},
@@ -616,3 +616,27 @@ def test_unreadable_images_are_kept_with_the_next_save_and_counted_once(tmp_path
         record.save_evaluated(0, [0.5], SIZES[:1])
     with opened(tmp_path / "run") as record:
         assert record.unreadable == ["b.jpg", "a.jpg", "ö.jpg"]
+
+
+# --- checkpoints of earlier experiences ---
+
+
+def test_every_checkpoint_stays_where_that_is_asked_for(tmp_path: Path) -> None:
+    folder = tmp_path / "split_digits" / "replay" / "seed0"
+    with opened(folder, keep_checkpoints=True) as record:
+        record.save_learned(0, {"weight": torch.zeros(2)}, 1, 0.1)
+        record.save_evaluated(0, [1.0], [90])
+    with opened(folder, keep_checkpoints=True) as record:  # and so it does after a resume
+        assert torch.equal(record.load_state()["weight"], torch.zeros(2))
+        record.save_learned(1, {"weight": torch.ones(2)}, 1, 0.1)
+        assert torch.equal(record.load_state()["weight"], torch.ones(2))
+        record.save_evaluated(1, [0.5, 1.0], [90, 91])
+        record.finish({})
+    view = read_run(folder)
+    assert view.kept_states() == [0, 1]
+    assert torch.equal(view.state(0)["weight"], torch.zeros(2))
+    assert torch.equal(view.state()["weight"], view.state(1)["weight"])
+
+
+def test_else_the_newest_alone_stays(finished: Path) -> None:
+    assert read_run(finished).kept_states() == [1]

@@ -7,7 +7,8 @@ runs/<experiment>/<method>/seed<k>/ holds
     progress.json        what is committed: everything else counts only as far as it says
     metrics.csv          experience,step,name,value; step counts along the whole stream
     accuracy_matrix.csv  row t: accuracy on each class group's test images after experience t
-    predictions.csv, figures/, checkpoints/ (the newest alone), summary.json (the run is finished)
+    predictions.csv, figures/, summary.json (the run is finished)
+    checkpoints/         experience<t>.pt, the newest alone unless trainer.keep_checkpoints is true
 
 Numbers are written with repr, so that they are read back as the same bits.
 """
@@ -156,12 +157,16 @@ def read_matrix(folder: Path, progress: Progress) -> FloatArray:
     return R
 
 
+def checkpoint(experience: int) -> str:
+    """The name, within the run folder, of what was saved after an experience."""
+    return f"{CHECKPOINTS}/experience{experience}.pt"
+
+
 def newest_checkpoint(progress: Progress) -> str:
     """Its name within the run folder; ValueError before the first experience is learned."""
-    names = [name for name in progress.sha256 if name.startswith(CHECKPOINTS)]
-    if not names:
+    if not progress.learned:
         raise ValueError("no experience has been learned yet")
-    return names[0]
+    return checkpoint(progress.learned - 1)
 
 
 @dataclass(frozen=True)
@@ -183,11 +188,25 @@ class RunView:
         """metrics.csv: experience, step, name, value."""
         return _read_table(self.folder / METRICS)
 
-    def state(self) -> dict[str, Any]:
-        """The method as it was at the end (`cil.methods.registry.restore` makes one of it)."""
+    def state(self, experience: int | None = None) -> dict[str, Any]:
+        """The method as it was at the end (`cil.methods.registry.restore` makes one of it).
+
+        Or as it was after an earlier experience, which must be among `kept_states`.
+        """
         progress = read_progress(self.folder)
-        name = newest_checkpoint(progress)
+        name = newest_checkpoint(progress) if experience is None else checkpoint(experience)
         return load_checkpoint(self.folder / name, progress.sha256[name])
+
+    def kept_states(self) -> list[int]:
+        """The experiences after which the method is on disk, ascending; the last is the end."""
+        kept = read_progress(self.folder).sha256
+        return [t for t in range(len(self.sizes)) if checkpoint(t) in kept]
+
+    def checkpoint_hash(self, experience: int | None = None) -> str:
+        """The sha256 of the method as it was at the end, or after one of `kept_states`."""
+        progress = read_progress(self.folder)
+        name = newest_checkpoint(progress) if experience is None else checkpoint(experience)
+        return progress.sha256[name]
 
     def predictions(self) -> "pd.DataFrame":
         """predictions.csv as the protocol wrote it."""

@@ -52,6 +52,7 @@ class RunRecord:
         self.folder = folder
         self.finished = False
         self._lock = held
+        self._keep_checkpoints = False
         self._progress = Progress(0, 0, 0, [], [], 0, {})
         self._metrics = layout.METRICS_HEADER
         self._buffer: list[MetricRow] = []
@@ -66,12 +67,14 @@ class RunRecord:
         stream: Mapping[str, Any],
         environment: Mapping[str, Any],
         fresh: bool = False,
+        *,
+        keep_checkpoints: bool = False,
     ) -> Self:
         """Create the run folder, or go on with what it holds.
 
         config: nested plain dict, every leaf of which must equal the recorded one on resuming;
         stream: JSON-able, its "fingerprint" must equal the recorded one; fresh: empty this run
-        folder first.
+        folder first; keep_checkpoints: remove none when a newer one is saved.
 
         Raises:
             UserError: changed config or stream, another writer, a damaged file, or a folder that
@@ -86,6 +89,7 @@ class RunRecord:
                 "folder with --runs."
             )
         record = cls(folder, held)
+        record._keep_checkpoints = keep_checkpoints
         try:
             record._begin(plain(config), plain(stream), plain(environment), fresh)
         except BaseException:
@@ -152,9 +156,11 @@ class RunRecord:
         """
         if not experience == self.learned == self.evaluated or self.finished:
             raise ValueError(f"experience {experience} cannot be saved as learned now")
-        name = f"{layout.CHECKPOINTS}/experience{experience}.pt"
+        name = layout.checkpoint(experience)
         digest = save_checkpoint(self.folder / name, state)
-        kept = {key: self._progress.sha256[key] for key in self._progress.sha256 if "/" not in key}
+        kept = self._progress.sha256
+        if not self._keep_checkpoints:
+            kept = {key: digest for key, digest in kept.items() if "/" not in key}
         self._commit(
             kept | {name: digest},
             learned=experience + 1,
