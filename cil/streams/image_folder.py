@@ -30,8 +30,16 @@ class ImageFiles(Dataset):
     and another one of its class takes its place.
     """
 
-    def __init__(self, folder: Path, paths: Sequence[str], targets: Sequence[int], size: int):
-        self.folder, self.size = folder, size
+    def __init__(
+        self,
+        folder: Path,
+        paths: Sequence[str],
+        targets: Sequence[int],
+        size: int,
+        border: int = 0,
+    ) -> None:
+        """`border`: pixels of a frame around every image that is cut off."""
+        self.folder, self.size, self.border = folder, size, border
         self.paths = np.array(paths)  # not a list of strings, which every loading process copies
         self.targets = [int(target) for target in targets]
         # Shared with the processes that load images.
@@ -44,7 +52,8 @@ class ImageFiles(Dataset):
         target = self.targets[item]
         for other in itertools.chain([item], self._others_of_class(item)):
             try:
-                return decode(self.folder / str(self.paths[other]), self.size), target
+                path = self.folder / str(self.paths[other])
+                return decode(path, self.size, self.border), target
             except MemoryError:
                 raise
             except Exception:  # decoders of damaged files raise whatever comes to hand
@@ -135,8 +144,10 @@ def image_folder(
     )
 
 
-def decode(path: Path, size: int) -> Tensor:
+def decode(path: Path, size: int, border: int = 0) -> Tensor:
     """An image file -> (3, size, size) in [-1, 1]: its middle square, the shorter side resized.
+
+    A frame of `border` pixels is cut off first.
 
     Turned as its EXIF says; greyscale, palette, CMYK and 16-bit images become RGB, transparent
     parts white; of an animation the first frame.
@@ -147,8 +158,11 @@ def decode(path: Path, size: int) -> Tensor:
     from PIL import Image, ImageOps
 
     with Image.open(path) as opened:
-        opened.draft("RGB", (size, size))  # a large JPEG is decoded at a fraction of its size
+        if not border:  # whose pixels would be no pixels any more
+            opened.draft("RGB", (size, size))  # a large JPEG is decoded at a fraction of its size
         image = _rgb(ImageOps.exif_transpose(opened))
+    if border:
+        image = ImageOps.crop(image, border)
     return _tensor(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
 
 
