@@ -138,6 +138,47 @@ def accuracy_matrix(R: ArrayLike, group_names: Sequence[str], title: str) -> Fig
     return figure
 
 
+def small_multiples(
+    panels: Mapping[str, Mapping[str, Sequence[ArrayLike]]],
+    x: Sequence[float],
+    x_label: str,
+    y_label: str,
+    low: float = 0.0,
+) -> Figure:
+    """A small plot a panel, all with the same axes and methods; one legend below them.
+
+    panels: title -> method -> for each seed the values (X,) in [0, 1] at `x`, shown in per cent;
+    NaN where there is none. Lines are means over seeds, bands reach from the lowest to the highest.
+    The axis starts at `low` per cent.
+    """
+    columns = min(len(panels), 4)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(1.2 + 2.2 * columns, 0.9 + 2.1 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
+    styles, handles = method_styles(names), {}
+    for axes, (title, curves) in zip(grid, panels.items(), strict=False):
+        for name, seeds in curves.items():
+            _draw_curve(axes, 100 * _stacked(seeds), styles[name], name, x)
+            handles[name] = axes.lines[-1]
+        axes.set_title(title, loc="left", fontsize="medium")
+        axes.set_ylim(low, 100)
+        axes.set_xticks(x)
+        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in grid[len(panels) :]:
+        axes.set_visible(False)
+    for axes in grid[max(0, len(panels) - columns) : len(panels)]:
+        axes.tick_params(labelbottom=True)
+    figure.supxlabel(x_label, fontsize="medium")
+    figure.supylabel(y_label, fontsize="medium")
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=5, frameon=False
+    )
+    return figure
+
+
 def method_styles(names: Sequence[str]) -> dict[str, Style]:
     """A colour and marker for each method: fixed for known ones, for others by name.
 
@@ -166,11 +207,15 @@ def _stacked(seeds: Sequence[ArrayLike]) -> NDArray[np.float64]:
 
 
 def _draw_curve(
-    axes: Axes, values: NDArray[np.float64], style: Style, name: str
+    axes: Axes,
+    values: NDArray[np.float64],
+    style: Style,
+    name: str,
+    at: Sequence[float] | None = None,
 ) -> tuple[int, float]:
-    """Draw values (seeds, T) in per cent; returns where the line ends."""
+    """Draw values (seeds, T) in per cent, at 1 to T or `at`; returns where the line ends."""
     colour, marker = style
-    x = np.arange(1, values.shape[1] + 1)
+    x = np.arange(1, values.shape[1] + 1) if at is None else np.asarray(at)
     mean = np.nanmean(values, axis=0)
     if len(values) > 1:
         low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)

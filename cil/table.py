@@ -112,7 +112,7 @@ def _rows(runs: Sequence[RunView]) -> list[list[str]]:
     return [
         [
             _marked(str(name), row),
-            *(_percent(row[k]) for k in PERCENT),
+            *(percent(row[k]) for k in PERCENT),
             *(_cost(row[k]["mean"]) for k in COSTS),
         ]
         for name, row in over_seeds(runs).iterrows()
@@ -123,7 +123,8 @@ def _marked(name: str, row: pd.Series) -> str:
     return f"{name}*" if row["stored_images"]["mean"] == 0 else name
 
 
-def _percent(number: pd.Series) -> str:
+def percent(number: pd.Series) -> str:
+    """A share in [0, 1], given by mean, std and count over seeds, in per cent."""
     text = f"{100 * number['mean']:.1f}"
     return f"{text}±{100 * number['std']:.1f}" if number["count"] > 1 else text
 

@@ -9,7 +9,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from cil.methods.registry import SETS
-from cil.plots import SPARE, STYLES, accuracy_matrix, forgetting_curves, method_styles, spread
+from cil.plots import (
+    SPARE,
+    STYLES,
+    accuracy_matrix,
+    forgetting_curves,
+    method_styles,
+    small_multiples,
+    spread,
+)
 
 CURVES = {
     "var": [np.array([1.0, 0.98, 0.97]), np.array([1.0, 0.96, 0.95])],
@@ -144,3 +152,19 @@ def test_no_pyplot_is_involved() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "False"
+
+
+def test_small_multiples_share_axes_and_one_legend() -> None:
+    some, others = {"var": [[1.0, 0.5]], "joint": [[1.0, 0.9], [0.8, 0.7]]}, {"var": [[0.6, 0.2]]}
+    panels = {f"panel {i}": some for i in range(4)} | {"last": others}
+    figure = drawn(small_multiples(panels, [0, 5], "Severity", "Accuracy (%)"))
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown] == list(panels)
+    assert {axes.get_ylim() for axes in shown} == {(0, 100)}
+    var, joint = shown[0].lines
+    assert np.allclose(var.get_ydata(), [100, 50])
+    assert np.allclose(joint.get_ydata(), [90, 80])
+    assert list(var.get_xdata()) == [0, 5]
+    assert [line.get_color() for line in shown[4].lines] == [STYLES["var"][0]]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["var", "joint"]

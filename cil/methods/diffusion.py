@@ -6,6 +6,7 @@ anew would more than double the work; a row of 16 x 16 x 32 numbers in 16 bits i
 would need no encoder, but are drawn and varied as costly; they are kept in the same way.)
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -107,15 +108,28 @@ class DiffusionMethod:
         self.train_on(rows, self.settings.steps, title, log, steps_before)
         return saved + float(facts["saved"])
 
-    @torch.inference_mode()
     def scores(self, images: Tensor) -> Tensor:
         """Classes that an early stage of the schedule leaves out score -inf."""
+        return self._scores(images, [self.model], self.stages())
+
+    def class_and_null_likelihoods(self, images: Tensor) -> Tensor:
+        """The scores of all classes at the first stage's timesteps, and in a last column that of
+        the null class (B, classes seen + 1).
+        """
+        return self._scores(images, [self.model, self.model.null_alone()], self.stages()[:1])
+
+    @torch.inference_mode()
+    def _scores(
+        self, images: Tensor, models: Sequence[Incremental], stages: Sequence[Timesteps]
+    ) -> Tensor:
+        """The classes of all models side by side, with the same noise."""
         with torch.inference_mode(False):  # whose parameters could not be trained any more
-            for part in (self.latents, self.noising, self.model):
+            for part in (self.latents, self.noising, *models):
                 part.to(images.device)
         latents_BZhw, seeds = self.latents.encode(images), image_seeds(images)
         with autocast(self.trainer):
-            return diffusion_scores(self.model, self.noising, latents_BZhw, seeds, self.stages())
+            parts = [diffusion_scores(m, self.noising, latents_BZhw, seeds, stages) for m in models]
+        return torch.cat(parts, 1)
 
     def stages(self) -> tuple[Timesteps, ...]:
         """The configured schedule."""

@@ -117,6 +117,14 @@ class VARMethod:
         """log p(image's tokens | class), neither weighted nor smoothed -> (B, classes seen)."""
         return self.scale_log_likelihoods(images).sum(-1)
 
+    def class_and_null_likelihoods(self, images: Tensor) -> Tensor:
+        """`log_likelihood`, and in a last column that of the null class (B, classes seen + 1)."""
+        tokens_SBL, inputs_SBLZ = self.copies(images, samples=1)
+        with torch.inference_mode(), autocast(self.trainer):
+            models = (self.model, self.model.null_alone())
+            parts = [token_log_likelihoods(m, tokens_SBL[0], inputs_SBLZ[0]) for m in models]
+        return torch.cat(parts, 1).sum(-1)
+
     def scores(
         self, images: Tensor, stages: Schedule | None = None, reads: list[Tensor] | None = None
     ) -> Tensor:

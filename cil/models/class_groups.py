@@ -202,6 +202,12 @@ class Incremental(nn.Module):
         predicted: Tensor = self.trunk(group)(noised_BZhw, times_B, condition_BD, adapter)
         return predicted
 
+    def null_alone(self) -> "Incremental":
+        """A model of one class, the null one, on the first trunk: what reads classes reads it."""
+        alone = Incremental(self.trunks[0], len(self.groups.null), "embedding", 1, False)
+        alone.adopt(self.groups.null[None].detach(), self.groups.null.detach())
+        return alone.train(self.training)
+
     def trunk(self, group: int) -> Any:
         """The trunk that serves a group."""
         return self.trunks[self._trunk_of[group]]
