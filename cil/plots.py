@@ -143,13 +143,13 @@ def small_multiples(
     x: Sequence[float],
     x_label: str,
     y_label: str,
-    low: float = 0.0,
+    chance: float | None = None,
 ) -> Figure:
-    """A small plot a panel, all with the same axes and methods; one legend below them.
+    """A small plot a panel, all with the same axes and methods; one legend above them.
 
     panels: title -> method -> for each seed the values (X,) in [0, 1] at `x`, shown in per cent;
     NaN where there is none. Lines are means over seeds, bands reach from the lowest to the highest.
-    The axis starts at `low` per cent.
+    A dotted line lies at `chance` per cent.
     """
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
@@ -160,9 +160,11 @@ def small_multiples(
     for axes, (title, curves) in zip(grid, panels.items(), strict=False):
         for name, seeds in curves.items():
             _draw_curve(axes, 100 * _stacked(seeds), styles[name], name, x)
-            handles[name] = axes.lines[-1]
+            handles.setdefault(name, axes.lines[-1])
         axes.set_title(title, loc="left", fontsize="medium")
-        axes.set_ylim(low, 100)
+        if chance is not None:
+            axes.axhline(chance, color="#777777", linestyle=":", linewidth=1.2, zorder=1)
+        axes.set_ylim(0, 100)
         axes.set_xticks(x)
         axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -174,7 +176,7 @@ def small_multiples(
     figure.supxlabel(x_label, fontsize="medium")
     figure.supylabel(y_label, fontsize="medium")
     figure.legend(
-        list(handles.values()), list(handles), loc="outside lower center", ncols=5, frameon=False
+        list(handles.values()), list(handles), loc="outside upper center", ncols=5, frameon=False
     )
     return figure
 

@@ -123,7 +123,7 @@ def figure(frame: pd.DataFrame) -> plots.Figure:
         panels[HEADINGS[name]].setdefault(method, []).append(values)
     drawn = {title: curves for title, curves in panels.items() if curves}
     return plots.small_multiples(
-        drawn, [t + 1 for t in learned], "Experiences learned", "AUROC, seen against unseen (%)"
+        drawn, [t + 1 for t in learned], "Experiences learned", "AUROC (%)", chance=50
     )
 
 

@@ -157,14 +157,15 @@ def test_no_pyplot_is_involved() -> None:
 def test_small_multiples_share_axes_and_one_legend() -> None:
     some, others = {"var": [[1.0, 0.5]], "joint": [[1.0, 0.9], [0.8, 0.7]]}, {"var": [[0.6, 0.2]]}
     panels = {f"panel {i}": some for i in range(4)} | {"last": others}
-    figure = drawn(small_multiples(panels, [0, 5], "Severity", "Accuracy (%)"))
+    figure = drawn(small_multiples(panels, [0, 5], "Severity", "Accuracy (%)", chance=10))
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title(loc="left") for axes in shown] == list(panels)
     assert {axes.get_ylim() for axes in shown} == {(0, 100)}
-    var, joint = shown[0].lines
+    var, joint, chance = shown[0].lines
+    assert list(chance.get_ydata()) == [10, 10]
     assert np.allclose(var.get_ydata(), [100, 50])
     assert np.allclose(joint.get_ydata(), [90, 80])
     assert list(var.get_xdata()) == [0, 5]
-    assert [line.get_color() for line in shown[4].lines] == [STYLES["var"][0]]
+    assert [line.get_color() for line in shown[4].lines[:-1]] == [STYLES["var"][0]]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["var", "joint"]
