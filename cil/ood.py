@@ -12,7 +12,8 @@ For a generative method f_y = log p(x | y), all tokens summed and the scales unw
 energy is log p(x) but for a constant, and msp that of the posterior. (Of a diffusion method f_y is
 minus its error.) A division by the number of tokens, the same for all images, would not change
 AUROC. Its null class is what a trunk knows of images whatever their class: the ratio takes away
-what makes an image likely under any class, such as having little on it.
+what makes an image likely under any class, such as having little on it. (With plasticity
+scratch no trunk knows that, and there is no ratio.)
 """
 
 from collections.abc import Callable
@@ -105,12 +106,12 @@ class _Logits:
         self._opened: tuple[Any, Any] | None = None
 
     def after(self, experience: int, classes: int) -> tuple[Tensor, Tensor | None]:
-        """(N, classes) and, of a generative method, log p(x | null class) (N,)."""
+        """(N, classes) and, where it is known, log p(x | null class) (N,)."""
         state = self.last if self.frozen else experience
         values = torch.from_numpy(self._cached(state))
         if not is_generative(self.run):
             return values, None
-        return values[:, :classes], values[:, -1]
+        return values[:, :classes], values[:, -1] if knows_null(self.run) else None
 
     def _cached(self, experience: int) -> NDArray[np.float32]:
         run = self.run
@@ -163,5 +164,13 @@ def earlier_classes_stay(run: RunView) -> bool:
     """Whether what a method says of a class is the same for ever once it has learned it."""
     if not is_generative(run):
         return False
-    kind = run.method.partition("-")[0]
-    return bool(run.config[kind]["plasticity"] != "trunk")
+    return _plasticity(run) != "trunk"
+
+
+def knows_null(run: RunView) -> bool:
+    """Whether its first trunk has learned what images are like, whatever their class."""
+    return is_generative(run) and _plasticity(run) != "scratch"
+
+
+def _plasticity(run: RunView) -> str:
+    return str(run.config[run.method.partition("-")[0]]["plasticity"])

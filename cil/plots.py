@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -156,7 +157,8 @@ def small_multiples(
     figure = Figure(figsize=(1.2 + 2.2 * columns, 0.9 + 2.1 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
-    styles, handles = method_styles(names), {}
+    styles = method_styles(names)
+    handles: dict[str, Artist] = {}
     for axes, (title, curves) in zip(grid, panels.items(), strict=False):
         for name, seeds in curves.items():
             _draw_curve(axes, 100 * _stacked(seeds), styles[name], name, x)

@@ -19,7 +19,7 @@ from cil.records import RunView, read_runs
 from experiments import ood as command
 
 TRAINER = TrainerConfig(accelerator="cpu", progress=False)
-METHODS = "--methods=[var-adapter,var-trunk,diffusion-adapter,finetune]"
+METHODS = "--methods=[var-adapter,var-trunk,var-scratch,diffusion-adapter,finetune]"
 
 
 # --- the scores, by hand ---
@@ -62,7 +62,7 @@ def test_auroc_counts_pairs() -> None:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of tiny runs of digits, three class groups of two."""
     folder = tmp_path_factory.mktemp("ood") / "runs"
-    options = [METHODS, "--stream.stop_after=3", "--trainer.keep_checkpoints=true"]
+    options = [METHODS, "--tuned={}", "--stream.stop_after=3", "--trainer.keep_checkpoints=true"]
     assert run.main(["split_digits", *TINY, *folders(folder), *options]) == 0
     return folder
 
@@ -81,7 +81,9 @@ def logits_then(found: RunView, t: int, cache: Path) -> tuple[Tensor, int]:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", ["var-adapter", "var-trunk", "diffusion-adapter", "finetune"])
+@pytest.mark.parametrize(
+    "method", ["var-adapter", "var-trunk", "var-scratch", "diffusion-adapter", "finetune"]
+)
 def test_a_run_is_asked_as_it_was_after_each_experience(
     trained: Path, method: str, tmp_path: Path
 ) -> None:
@@ -90,8 +92,8 @@ def test_a_run_is_asked_as_it_was_after_each_experience(
     assert sorted(set(frame["experience"])) == [0, 1]  # after the third nothing is unseen
     for t, rows in frame.groupby("experience"):
         values, images = logits_then(found, int(t), tmp_path)
-        null = None if method == "finetune" else values[:, -1]
-        logits = values if null is None else values[:, :-1]
+        null = values[:, -1] if "-" in method and method != "var-scratch" else None
+        logits = values[:, :-1] if "-" in method else values
         expected = {
             name: auroc(score[:images], score[images:])
             for name, score in familiarity(logits, null).items()
@@ -170,7 +172,7 @@ def test_a_run_that_kept_too_little_is_left_out_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = tmp_path / "runs"
-    options = ["--methods=[ncm,finetune]", "--stream.stop_after=2"]
+    options = ["--methods=[joint,finetune]", "--stream.stop_after=2"]
     assert run.main(["split_digits", *TINY, *folders(runs), *options]) == 0
     with pytest.raises(UserError, match=r"--fresh --trainer\.keep_checkpoints=true"):
         evaluate(view(runs, "finetune"), TRAINER, tmp_path)

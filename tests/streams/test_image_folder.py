@@ -235,10 +235,10 @@ def test_pictures_stand_upright(tmp_path: Path) -> None:
 def raising(error: type[Exception], broken: Path) -> Callable[[Path, int], torch.Tensor]:
     """Decoders of damaged files raise whatever comes to hand."""
 
-    def decoding(path: Path, size: int) -> torch.Tensor:
+    def decoding(path: Path, size: int, border: int = 0) -> torch.Tensor:
         if path == broken:
             raise error
-        return decode(path, size)
+        return decode(path, size, border)
 
     return decoding
 
