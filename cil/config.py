@@ -234,6 +234,18 @@ class DiscriminativeConfig:
 
 
 @dataclass
+class SamplesConfig:
+    """What generative methods draw after each experience: a grid with a row for every class."""
+
+    per_class: int = 8
+    """Images of every class seen, from the same seeds each time; 0 draws none."""
+    guidance: float = 1.5
+    """Strength of classifier-free guidance; 0 draws from the model as it is."""
+    steps: int = 50
+    """Steps of a diffusion model (DDIM); a VAR takes one a scale."""
+
+
+@dataclass
 class TrainerConfig:
     """Where it runs."""
 
@@ -298,5 +310,6 @@ class Config:
     var: VARConfig = field(default_factory=VARConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     discriminative: DiscriminativeConfig = field(default_factory=DiscriminativeConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
@@ -68,6 +69,7 @@ SPARE: list[Style] = [
 
 FEWEST_PANELS = 10  # methods: more of them are drawn family by family
 LABEL_GAP = 4.2  # per cent of accuracy between the names at the line ends: their height
+ROWS_OF_SAMPLES = 25  # of one panel: a hundred classes stand in four of them
 ANNOTATED_GROUPS = 20  # numbers in the cells of a larger matrix could not be read
 
 
@@ -181,6 +183,70 @@ def small_multiples(
         list(handles.values()), list(handles), loc="outside upper center", ncols=5, frameon=False
     )
     return figure
+
+
+def sample_grid(
+    images: NDArray[np.uint8],
+    names: Sequence[str],
+    title: str,
+    columns: Sequence[str] = (),
+    tile: float = 0.45,
+) -> Figure:
+    """Images (rows, columns, H, W, channels), a row for each name, every pixel as it is.
+
+    `columns` are headings, `tile` the inches of an image. More than `ROWS_OF_SAMPLES` rows go on
+    beside the first ones.
+    """
+    rows, across = images.shape[:2]
+    panels = max(1, -(-rows // ROWS_OF_SAMPLES))
+    height = -(-rows // panels)
+    shown = [name if len(name) <= 18 else f"{name[:17]}…" for name in names]
+    letters = 0.08 * max(map(len, shown), default=1)
+    width = max(panels * (tile * across + letters + 0.3) + 0.2, 0.09 * len(title))
+    around = 0.1 + 0.35 * bool(title) + 0.25 * bool(columns)
+    figure = Figure(figsize=(width, tile * height + around), layout="constrained")
+    for panel, axes in enumerate(np.atleast_1d(figure.subplots(1, panels))):
+        part = slice(panel * height, min((panel + 1) * height, rows))
+        _draw_tiles(axes, images[part], height, shown[part], columns)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
+    return figure
+
+
+def tinted(image: NDArray[np.uint8], region: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """An image (H, W, 3) with a region (H, W) of it in colour."""
+    colour = 255 * np.array(to_rgb(ORANGE))
+    mixed = np.where(region[..., None], 0.35 * image + 0.65 * colour, image)
+    return mixed.round().astype(np.uint8)
+
+
+def _draw_tiles(
+    axes: Axes,
+    images: NDArray[np.uint8],
+    height: int,
+    names: Sequence[str],
+    columns: Sequence[str],
+) -> None:
+    """Tiles in `height` rows, those below the last image left white, with a gap between them."""
+    rows, across, side, _, channels = images.shape
+    step = side + max(1, side // 16)
+    canvas = np.full((height * step, across * step, channels), 255, np.uint8)
+    for row, column in np.ndindex(rows, across):
+        top, left = row * step, column * step
+        canvas[top : top + side, left : left + side] = images[row, column]
+    axes.imshow(
+        canvas[..., 0] if channels == 1 else canvas,
+        cmap="gray",
+        vmin=0,
+        vmax=255,
+        interpolation="nearest",
+    )
+    middle = (side - 1) / 2
+    axes.set_yticks([middle + step * row for row in range(rows)], names)
+    axes.set_xticks([middle + step * i for i in range(len(columns))], columns)
+    axes.xaxis.tick_top()
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def method_styles(names: Sequence[str]) -> dict[str, Style]:

@@ -5,15 +5,17 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 from torch import Tensor
 
 from cil import metrics, parallel, plots
-from cil.config import TrainerConfig
-from cil.methods.method import Method
+from cil.config import SamplesConfig, TrainerConfig
+from cil.methods.drawing import as_bytes, drawn
+from cil.methods.method import Generative, Method
 from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
-from cil.records import RunRecord
+from cil.records import Images, RunRecord
 from cil.streams.image_scan import named
 from cil.streams.stream import Experience, Stream
 from cil.tracking import Tracker
@@ -28,12 +30,14 @@ def run(
     tracker: Tracker,
     settings: TrainerConfig,
     seed: int,
+    samples: SamplesConfig | None = None,
 ) -> None:
     """Take a method through the stream, from wherever `record` left off, to its summary.
 
     Of several devices the first holds the record, the others follow it with None. Every experience
     is seeded for itself, so that a run resumed between two of them draws the same random numbers as
-    one that was never interrupted.
+    one that was never interrupted. Methods that can draw images do so after each experience, unless
+    `samples` is None.
     """
     seed_all(seed)
     stream.mark_unreadable(())  # what another run met on the same stream is none of this one's
@@ -45,6 +49,8 @@ def run(
         if experience.index >= learned:
             seed_all(seed, experience.index)
             _learn(method, stream, experience, record, tracker)
+        if samples is not None and samples.per_class and isinstance(method, Generative):
+            _draw(method, stream, experience.index, record, tracker, settings, samples)
         _evaluate(method, stream, experience.index, record, tracker, settings)
     if record is not None:
         _finish(method, stream, record, tracker)
@@ -118,6 +124,64 @@ def _evaluate(
     tracker.log_experience(index, values)
 
 
+def _draw(
+    method: Generative,
+    stream: Stream,
+    index: int,
+    record: RunRecord | None,
+    tracker: Tracker,
+    settings: TrainerConfig,
+    samples: SamplesConfig,
+) -> None:
+    """Images of every class seen, the same seeds each time: into the record before it is committed.
+
+    Their seconds stand apart, neither learning's nor the evaluation's.
+    """
+    began = time.perf_counter()
+    name = method.name  # type: ignore[attr-defined]
+    groups = [e.labels for e in stream.experiences[: index + 1]]
+    images = as_bytes(
+        drawn(
+            method,
+            groups,
+            samples.per_class,
+            guidance=samples.guidance,
+            steps=samples.steps,
+            title=f"{name} samples {index + 1}",
+            progress=settings.progress,
+        )
+    )
+    seconds = time.perf_counter() - began
+    if record is None:
+        return
+    record.save_samples(index, images)
+    title = f"{name}: drawn after experience {index + 1}, guidance {samples.guidance:g}"
+    figure = plots.sample_grid(images, stream.class_names[: len(images)], title)
+    path = record.save_figure(f"samples_experience{index}", figure, vector=False)
+    values = {"samples/seconds": seconds}
+    drift = _drift(images, stream, index, record)
+    if drift is not None:
+        values["samples/drift"] = drift
+    record.log(index, record.steps - 1, values)
+    tracker.log_experience(index, values)
+    tracker.log_figure("samples", path, index)
+
+
+def _drift(images: Images, stream: Stream, index: int, record: RunRecord) -> float | None:
+    """How far the images of earlier classes are from what was drawn when these were new.
+
+    The mean absolute difference of all pixels, as a share of their range; None for the first
+    experience, or where an earlier sitting drew others or none.
+    """
+    changes = []
+    for earlier in stream.experiences[:index]:
+        before, labels = record.samples(earlier.index, stream.image_size), list(earlier.labels)
+        if before is None or before.shape[1:] != images.shape[1:]:
+            return None
+        changes.append(np.abs(images[labels].astype(float) - before[labels]).ravel() / 255)
+    return float(np.concatenate(changes).mean()) if changes else None
+
+
 def _report_unreadable(stream: Stream, record: RunRecord | None, occasion: str) -> None:
     """Note and say which images could not be decoded, on whichever device."""
     names = list(dict.fromkeys(itertools.chain(*parallel.gather(stream.unreadable()))))
@@ -163,10 +227,28 @@ def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker)
         "pretrained_on": method.pretrained_on,
         **method.facts(),
     }
+    _show_samples(method.name, stream, record, tracker)
     tracker.log_matrix(matrix, names)
     tracker.log_figure("accuracy_matrix", path)
     tracker.finish(summary)
     record.finish(summary)
+
+
+def _show_samples(name: str, stream: Stream, record: RunRecord, tracker: Tracker) -> None:
+    """One image of every class as it was drawn after each experience, where that was done."""
+    sheets = [record.samples(e.index, stream.image_size) for e in stream.experiences]
+    last = sheets[-1]
+    if last is None or any(sheet is None for sheet in sheets):
+        return
+    images = np.full((len(last), len(sheets), *last.shape[2:]), 255, np.uint8)
+    for t, sheet in enumerate(sheets):
+        assert sheet is not None
+        images[: len(sheet), t] = sheet[:, 0]
+    title = f"{name}: one seed, after each experience"
+    after = [str(t + 1) for t in range(len(sheets))]
+    figure = plots.sample_grid(images, stream.class_names[: len(last)], title, after)
+    path = record.save_figure("samples_over_experiences", figure, vector=False)
+    tracker.log_figure("samples_over_experiences", path)
 
 
 def _predictions(results: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> pd.DataFrame:

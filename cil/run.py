@@ -21,6 +21,7 @@ from cil.methods.registry import (
     build,
     check_batches,
     check_names,
+    check_samples,
     check_seeds,
     check_tuned,
     expand,
@@ -110,6 +111,7 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     names = expand(wished)
     check_seeds(seeds)
     check_tuned(config)
+    check_samples(config.samples)
     check_batches(names, config, parallel.processes(config.trainer))
     place = parallel.place_given(config.trainer)
     if place is not None:
@@ -187,7 +189,8 @@ def _run_method(
 
     build_method = partial(build, name, config, stream)
     if not parallel.is_first():
-        protocol.run(build_method, stream, None, Tracker(None), config.trainer, seed)
+        nowhere = Tracker(None)
+        protocol.run(build_method, stream, None, nowhere, config.trainer, seed, config.samples)
         return
     wanted = settings(name, config, seed)
     facts = stream_facts(stream)
@@ -203,7 +206,9 @@ def _run_method(
             config={**wanted, "stream_fingerprint": stream.fingerprint},
             folder=place,
         ) as tracker:
-            protocol.run(build_method, stream, record, tracker, config.trainer, seed)
+            protocol.run(
+                build_method, stream, record, tracker, config.trainer, seed, config.samples
+            )
 
 
 def stream_facts(stream: "Stream") -> dict[str, Any]:

@@ -129,13 +129,14 @@ class Tracker:
 
         self._send(call)
 
-    def log_figure(self, name: str, path: Path) -> None:
-        """An image file as figures/<name>."""
+    def log_figure(self, name: str, path: Path, experience: int | None = None) -> None:
+        """An image file as figures/<name>, of after an experience where there is one each time."""
+        after = {} if experience is None else {"experience": experience}
 
         def call(run: Any) -> None:
             import wandb
 
-            run.log({f"figures/{name}": wandb.Image(str(path))})
+            run.log({f"figures/{name}": wandb.Image(str(path)), **after})
 
         self._send(call)
 

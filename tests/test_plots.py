@@ -15,8 +15,10 @@ from cil.plots import (
     accuracy_matrix,
     forgetting_curves,
     method_styles,
+    sample_grid,
     small_multiples,
     spread,
+    tinted,
 )
 
 CURVES = {
@@ -169,3 +171,41 @@ def test_small_multiples_share_axes_and_one_legend() -> None:
     assert [line.get_color() for line in shown[4].lines[:-1]] == [STYLES["var"][0]]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["var", "joint"]
+
+
+def test_a_grid_shows_every_pixel_of_every_image_beside_its_name() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (2, 3, 8, 8, 1), dtype=np.uint8)
+    axes = drawn(sample_grid(images, ["cat", "a name of many letters"], "drawn", ["1", "2", "3"]))
+    (panel,) = axes.axes
+    shown = np.asarray(panel.images[0].get_array())
+    for row, column in np.ndindex(2, 3):
+        tile = shown[9 * row : 9 * row + 8, 9 * column : 9 * column + 8]
+        assert np.array_equal(tile, images[row, column, ..., 0])
+    assert (shown[:, 8] == 255).all()
+    names = [label.get_text() for label in panel.get_yticklabels()]
+    assert names == ["cat", "a name of many le…"]
+    assert panel.get_yticks().tolist() == [3.5, 12.5]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["1", "2", "3"]
+
+
+def test_a_grid_of_a_hundred_classes_stands_in_four_parts() -> None:
+    images = np.zeros((100, 8, 4, 4, 3), np.uint8)
+    images[76, 1] = 200
+    figure = drawn(sample_grid(images, [str(i) for i in range(100)], "drawn"))
+    assert len(figure.axes) == 4
+    labels = [label.get_text() for label in figure.axes[3].get_yticklabels()]
+    assert labels == [str(i) for i in range(75, 100)]
+    shown = np.asarray(figure.axes[3].images[0].get_array())
+    assert (shown[5:9, 5:9] == 200).all()
+    width, height = figure.get_size_inches()
+    assert 0.5 < width / height < 2
+    few = drawn(sample_grid(images[:26], [str(i) for i in range(26)], "drawn"))
+    assert [len(panel.get_yticklabels()) for panel in few.axes] == [13, 13]
+
+
+def test_a_tint_leaves_the_rest() -> None:
+    image = np.full((4, 4, 3), 100, np.uint8)
+    region = np.eye(4, dtype=bool)
+    shown = tinted(image, region)
+    assert (shown[~region] == 100).all()
+    assert (shown[region] != 100).all()

@@ -277,6 +277,7 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
     tracker.log_experience(0, {"cl/accuracy": 0.9})
     tracker.log_matrix(np.array([[0.9, np.nan], [0.8, 0.7]]), ["0, 1", "2, 3"])
     tracker.log_figure("forgetting_curves", picture)
+    tracker.log_figure("samples", picture, 2)
     tracker.finish({"last_accuracy": 0.75})
     assert random.random() == expected  # W&B draws from no generator that training uses
     captured = capfd.readouterr()
@@ -301,6 +302,8 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
         (0, 0.9)
     ]
     assert any(h.get("figures/forgetting_curves.format") == "png" for h in history)
+    (samples,) = [h for h in history if "figures/samples.format" in h]
+    assert samples["experience"] == 2
     summaries = [r["summary"]["update"] for r in records if r["type"] == "summary"]
     assert any(s.get("last_accuracy") == 0.75 for s in summaries)
     (table,) = folder.glob("wandb/offline-run-*/files/media/table/accuracy_matrix*.json")

@@ -24,6 +24,7 @@ from cil.classify.schedule import (
 )
 from cil.classify.smoothing import image_seeds
 from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig
+from cil.generate import denoise
 from cil.methods.diffusion_module import DiffusionModule
 from cil.methods.diffusion_parts import build_latents, build_model, build_noising, check_settings
 from cil.methods.generative import Groundwork
@@ -33,6 +34,7 @@ from cil.methods.method import MethodSize, StepLog
 from cil.methods.seeding import seed_all
 from cil.methods.training import autocast, find_device, fit, pays_to_compile
 from cil.models.class_groups import Incremental
+from cil.models.compiling import eagerly
 from cil.streams.stream import Experience, Stream
 from cil.streams.tokens import EncodedImages, floats_of, shuffled
 
@@ -110,26 +112,46 @@ class DiffusionMethod:
 
     def scores(self, images: Tensor) -> Tensor:
         """Classes that an early stage of the schedule leaves out score -inf."""
-        return self._scores(images, [self.model], self.stages())
+        return self._scores(images, self.stages())
 
     def class_and_null_likelihoods(self, images: Tensor) -> Tensor:
         """The scores of all classes at the first stage's timesteps, and in a last column that of
         the null class (B, classes seen + 1).
         """
-        return self._scores(images, [self.model, self.model.null_alone()], self.stages()[:1])
+        return self._scores(images, self.stages()[:1], with_null=True)
 
     @torch.inference_mode()
     def _scores(
-        self, images: Tensor, models: Sequence[Incremental], stages: Sequence[Timesteps]
+        self, images: Tensor, stages: Sequence[Timesteps], with_null: bool = False
     ) -> Tensor:
-        """The classes of all models side by side, with the same noise."""
-        with torch.inference_mode(False):  # whose parameters could not be trained any more
-            for part in (self.latents, self.noising, *models):
-                part.to(images.device)
+        self._move(images.device)
+        models = [self.model, self.model.null_alone()] if with_null else [self.model]
         latents_BZhw, seeds = self.latents.encode(images), image_seeds(images)
         with autocast(self.trainer):
+            # A seed draws the same noise for both.
             parts = [diffusion_scores(m, self.noising, latents_BZhw, seeds, stages) for m in models]
         return torch.cat(parts, 1)
+
+    def draw(
+        self, labels: Sequence[int], seeds: Sequence[int], guidance: float, steps: int
+    ) -> Tensor:
+        """See `Generative`."""
+        self._move(find_device(self.trainer))
+        parts = (self.model, self.latents, self.noising)
+        with autocast(self.trainer), eagerly(self.model.trunks):
+            return denoise(*parts, labels, seeds, guidance=guidance, steps=steps).cpu()
+
+    @torch.inference_mode()
+    def reconstructed(self, images: Tensor) -> Tensor:
+        """See `Generative`."""
+        device = find_device(self.trainer)
+        self._move(device)
+        return self.latents.decode(self.latents.encode(images.to(device))).cpu()
+
+    def _move(self, device: torch.device) -> None:
+        with torch.inference_mode(False):  # whose parameters could not be trained any more
+            for part in (self.latents, self.noising, self.model):
+                part.to(device)
 
     def stages(self) -> tuple[Timesteps, ...]:
         """The configured schedule."""

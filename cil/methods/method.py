@@ -1,8 +1,8 @@
 """What the protocol asks of a method. It knows no method by any other name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -55,3 +55,20 @@ class Method(Protocol):
 
     def facts(self) -> dict[str, float]:
         """Other numbers worth keeping of the finished method, such as its codebook's use."""
+
+
+@runtime_checkable
+class Generative(Protocol):
+    """What a method has besides if it can draw images of the classes it has seen."""
+
+    def draw(
+        self, labels: Sequence[int], seeds: Sequence[int], guidance: float, steps: int
+    ) -> Tensor:
+        """One image for each label, from the seed beside it, on the CPU.
+
+        (B, channels, H, W) in [-1, 1]. `guidance` is classifier-free, 0: none; `steps` are those of
+        a diffusion model, and a VAR does not read them.
+        """
+
+    def reconstructed(self, images: Tensor) -> Tensor:
+        """The images as its encoder and decoder give them back, on the CPU."""

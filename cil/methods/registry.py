@@ -9,6 +9,7 @@ from cil.config import (
     Config,
     DiffusionConfig,
     DiscriminativeConfig,
+    SamplesConfig,
     StreamConfig,
     TokenizerConfig,
     TrainerConfig,
@@ -54,6 +55,14 @@ def check_seeds(seeds: list[int]) -> None:
     """Raises UserError when a seed is out of range, or one is named twice, or none is."""
     if not seeds or len(set(seeds)) < len(seeds) or not all(0 <= s < 2**32 for s in seeds):
         raise UserError(f"seeds is {seeds}: give at least one from 0 to {2**32 - 1}, each once.")
+
+
+def check_samples(samples: SamplesConfig) -> None:
+    """Raises UserError for numbers that nothing can be drawn with."""
+    for key, least, most in (("per_class", 0, 1000), ("guidance", 0, 100), ("steps", 1, 1000)):
+        value = getattr(samples, key)
+        if not least <= value <= most:
+            raise UserError(f"samples.{key} is {value}: give {least} to {most}.")
 
 
 def check_batches(names: list[str], config: Config, devices: int) -> None:

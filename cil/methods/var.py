@@ -1,6 +1,7 @@
 """The generative method: a VAR learns one class group at a time and classifies by likelihood."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cil.classify.likelihood import (
 from cil.classify.schedule import Cost, Schedule, Stage, adaptive, cost, fit_margins, schedule
 from cil.classify.smoothing import image_seeds, noisy_copies, varied_copies
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
+from cil.generate import sample
 from cil.methods.generative import Groundwork
 from cil.methods.learning_cost import encoding_macs, steps_macs, tokenizer_macs
 from cil.methods.made_once import State, digest
@@ -28,6 +30,7 @@ from cil.methods.training import autocast, find_device, fit, pays_to_compile
 from cil.methods.var_module import VARModule
 from cil.methods.var_parts import build_model, build_tokenizer, check_settings
 from cil.models.class_groups import Incremental
+from cil.models.compiling import eagerly
 from cil.streams.stream import Experience, Stream
 from cil.streams.tokens import EncodedImages, Views, shuffled, tokens_of
 
@@ -147,16 +150,34 @@ class VARMethod:
                 reads=reads,
             )
 
+    def draw(
+        self, labels: Sequence[int], seeds: Sequence[int], guidance: float, steps: int = 0
+    ) -> Tensor:
+        """See `Generative`."""
+        self._move(find_device(self.trainer))
+        with autocast(self.trainer), eagerly(self.model.trunks):
+            return sample(self.model, self.tokenizer, labels, seeds, guidance=guidance).images.cpu()
+
+    @torch.inference_mode()
+    def reconstructed(self, images: Tensor) -> Tensor:
+        """See `Generative`."""
+        device = find_device(self.trainer)
+        self._move(device)
+        return self.tokenizer.decode(self.tokenizer.tokenize(images.to(device))).cpu()
+
     @torch.inference_mode()
     def copies(self, images: Tensor, samples: int) -> tuple[Tensor, Tensor]:
         """Tokens (S, B, L) of each image and its other copies, and what the transformer reads."""
-        with torch.inference_mode(False):  # whose parameters could not be trained any more
-            self.tokenizer.to(images.device)
-            self.model.to(images.device)
+        self._move(images.device)
         latents_SBZhw = self._latents(images, samples)
         tokens, inputs = self.tokenizer.read(latents_SBZhw.flatten(0, 1))
         copies = latents_SBZhw.shape[:2]
         return tokens.unflatten(0, copies), inputs.unflatten(0, copies)
+
+    def _move(self, device: torch.device) -> None:
+        with torch.inference_mode(False):  # whose parameters could not be trained any more
+            self.tokenizer.to(device)
+            self.model.to(device)
 
     def _latents(self, images: Tensor, samples: int) -> Tensor:
         """Latents (S, B, Z, h, w) of so many copies of each image, the clean one first."""

@@ -1,8 +1,9 @@
 """torch.compile for the parts of a model that most of the time goes into."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,3 +32,16 @@ def any_batch(*tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None and not torch.is_grad_enabled():
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
+
+
+@contextmanager
+def eagerly(parts: Iterable[Any]) -> Iterator[None]:
+    """Within it these modules are not compiled: few images are drawn before a graph is made."""
+    before = [(part, part.compiled) for part in parts]
+    for part, _ in before:
+        part.compiled = False
+    try:
+        yield
+    finally:
+        for part, was in before:
+            part.compiled = was

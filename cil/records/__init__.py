@@ -3,8 +3,10 @@
 from cil.files import write_bytes, write_json
 from cil.records.layout import RunView, read_run, read_runs
 from cil.records.run_record import RunRecord, figure_bytes, finished_run, write_figure
+from cil.records.samples import Images
 
 __all__ = [
+    "Images",
     "RunRecord",
     "RunView",
     "figure_bytes",

@@ -7,6 +7,7 @@ runs/<experiment>/<method>/seed<k>/ holds
     progress.json        what is committed: everything else counts only as far as it says
     metrics.csv          experience,step,name,value; step counts along the whole stream
     accuracy_matrix.csv  row t: accuracy on each class group's test images after experience t
+    samples/             experience<t>.png: what was drawn of every class, a row of tiles for each
     predictions.csv, figures/, summary.json (the run is finished)
     checkpoints/         experience<t>.pt, the newest alone unless trainer.keep_checkpoints is true
 
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from cil.errors import UserError
 from cil.files import damaged, explained, read_bytes, read_json
 from cil.records.checkpoints import load_checkpoint
+from cil.records.samples import Images, read_samples, sheet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,6 +209,10 @@ class RunView:
         progress = read_progress(self.folder)
         name = newest_checkpoint(progress) if experience is None else checkpoint(experience)
         return progress.sha256[name]
+
+    def samples(self, experience: int) -> Images | None:
+        """What was drawn after an experience (classes, images, H, W, channels); None: nothing."""
+        return read_samples(sheet(self.folder, experience), self.stream["image_size"])
 
     def predictions(self) -> "pd.DataFrame":
         """predictions.csv as the protocol wrote it."""

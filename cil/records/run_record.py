@@ -35,6 +35,7 @@ from cil.records.resume import (
     note_environment,
     plain,
 )
+from cil.records.samples import SAMPLES, Images, read_samples, sheet, write_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,9 +200,17 @@ class RunRecord:
         """Write the predictions of the final evaluation, one row an image."""
         write_bytes(self.folder / layout.PREDICTIONS, frame.to_csv(index=False).encode())
 
-    def save_figure(self, name: str, figure: "Figure") -> Path:
-        """Write figures/<name>.png and .svg; returns the path of the PNG."""
-        return write_figure(self.folder / "figures" / f"{name}.png", figure)
+    def save_samples(self, experience: int, images: Images) -> None:
+        """Write what was drawn of every class after an experience, (classes, images, H, W, ch)."""
+        write_samples(sheet(self.folder, experience), images)
+
+    def samples(self, experience: int, side: int) -> Images | None:
+        """What was drawn after an experience, images of this side; None where nothing was."""
+        return read_samples(sheet(self.folder, experience), side)
+
+    def save_figure(self, name: str, figure: "Figure", vector: bool = True) -> Path:
+        """Write figures/<name>.png and, with `vector`, .svg; returns the path of the PNG."""
+        return write_figure(self.folder / "figures" / f"{name}.png", figure, vector)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the stream-final numbers; from here on the run is finished and never redone."""
@@ -286,6 +295,7 @@ class RunRecord:
         """Remove what no commit speaks of: temporary files and superseded checkpoints."""
         with explained(self.folder):
             stale = [*self.folder.glob("*.tmp"), *self.folder.glob("figures/*.tmp")]
+            stale += self.folder.glob(f"{SAMPLES}/*.tmp")
             for path in self.folder.glob(f"{layout.CHECKPOINTS}/*"):
                 if f"{layout.CHECKPOINTS}/{path.name}" not in self._progress.sha256:
                     stale.append(path)
@@ -293,9 +303,10 @@ class RunRecord:
                 path.unlink(missing_ok=True)
 
 
-def write_figure(path: Path, figure: "Figure") -> Path:
-    """Write a figure as PNG under `path`, and as SVG beside it."""
-    write_bytes(path.with_suffix(".svg"), figure_bytes(figure, "svg"))
+def write_figure(path: Path, figure: "Figure", vector: bool = True) -> Path:
+    """Write a figure as PNG under `path`, and as SVG beside it; of photographs no `vector`."""
+    if vector:
+        write_bytes(path.with_suffix(".svg"), figure_bytes(figure, "svg"))
     write_bytes(path, figure_bytes(figure, "png"))
     return path
 
