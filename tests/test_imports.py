@@ -26,6 +26,7 @@ ALLOWED = {
     "methods": {"config", "errors", "files", "cache", "streams", "classify", "models", "parallel",
                 "generate"},
     "generate": {"models", "errors"},
+    "sample_metrics": {"errors"},
     "classify": {"models", "errors"},
     "models": {"errors"},
     "streams": {"config", "errors", "files", "cache", "parallel"},

@@ -65,7 +65,7 @@ def test_two_tasks_are_two(tmp_path: Path) -> None:
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["forgetting", "two_tasks"])
+@pytest.mark.parametrize("name", ["forgetting", "two_tasks", "sample_quality"])
 def test_help_teaches(name: str) -> None:
     result = command(f"experiments.{name}", "--help")
     assert result.returncode == 0

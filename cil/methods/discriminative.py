@@ -119,6 +119,18 @@ class Discriminative:
         scores_BC = answers(self.model.eval(), self.strategy, images.to(self.device))
         return scores_BC[:, : self.classes_seen].to(images.device)
 
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """images (B, channels, H, W) in [-1, 1] -> what the last layer reads of them (B, D).
+
+        Raises:
+            ValueError: nothing was learned yet.
+        """
+        if self.model is None:
+            raise ValueError(f"{self.name} has learned no experience yet")
+        features_BD: Tensor = _features(self.model.eval())[0](images.to(self.device))
+        return features_BD.to(images.device)
+
     def state(self) -> dict[str, Any]:
         """The strategy as a whole, its memory as indices; the model alone where learning is afresh.
 
