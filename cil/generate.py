@@ -25,6 +25,14 @@ class Samples:
     images: Tensor  # (B, channels, H, W) in [-1, 1]
 
 
+@dataclass(frozen=True)
+class Kept:
+    """Tokens that are not drawn but given: those nearest to what coarser ones leave of an image."""
+
+    latents_BZhw: Tensor  # of the images, as `encode` returns them
+    mask_BL: Tensor  # true where a token is given
+
+
 @torch.inference_mode()
 def sample(
     model: Incremental,
@@ -35,6 +43,7 @@ def sample(
     guidance: float = 1.5,
     top_k: int = 900,
     top_p: float = 0.96,
+    kept: Kept | None = None,
 ) -> Samples:
     """One image for each label, drawn with the seed beside it.
 
@@ -42,7 +51,8 @@ def sample(
     t = guidance * k / (K - 1). What has no class is the first trunk's, or scratch's own one's,
     without an adapter. Of the logits the `top_k` highest are kept (0: all), and of those the fewest
     that hold a probability of `top_p`. An image's tokens depend on its own label and seed, not on
-    the others of the batch.
+    the others of the batch. Those that `kept` marks are given (cil/edit.py); all others get the
+    noise that they always get.
 
     Raises:
         UserError: the model does not know a label, or there is not one seed for each.
@@ -55,7 +65,8 @@ def sample(
     for group, rows in _by_group(model, wanted):
         of_rows = [generators[row] for row in rows.tolist()]
         drawing = _Drawing(model, tokenizer, group, wanted[rows], of_rows)
-        tokens_BL[rows] = drawing.run(guidance, top_k, top_p)
+        of_group = None if kept is None else Kept(kept.latents_BZhw[rows], kept.mask_BL[rows])
+        tokens_BL[rows] = drawing.run(guidance, top_k, top_p, of_group)
     return Samples(tokens_BL, tokenizer.decode(tokens_BL))
 
 
@@ -150,7 +161,7 @@ class _Drawing:
         self.with_class, self.without = Cache(), Cache()
         self.guided = False
 
-    def run(self, guidance: float, top_k: int, top_p: float) -> Tensor:
+    def run(self, guidance: float, top_k: int, top_p: float, kept: Kept | None) -> Tensor:
         """The tokens (B, L)."""
         tokenizer, drawn = self.tokenizer, []
         self.guided = guidance != 0
@@ -162,7 +173,11 @@ class _Drawing:
             inputs_BNZ = tokenizer.next_input(latents, k)[:, : None if k else 0]
             share = guidance * k / max(len(tokenizer.scales) - 1, 1)
             logits_BNV = self._logits(inputs_BNZ, k, share)
-            tokens_BN = self._draw(_filtered(logits_BNV.float(), top_k, top_p))
+            tokens_BN = self._draw(_filtered(logits_BNV, top_k, top_p))
+            if kept is not None:
+                given_BN = tokenizer.match(kept.latents_BZhw - latents, k)
+                mask_BN = kept.mask_BL[:, self.model.trunk(self.group).tokens_of(range(k, k + 1))]
+                tokens_BN = given_BN.where(mask_BN, tokens_BN)
             latents = latents + tokenizer.detail(tokens_BN, k)
             drawn.append(tokens_BN)
         return torch.cat(drawn, 1)
@@ -175,13 +190,13 @@ class _Drawing:
         start_BD = null_BD if trunk.condition_from else class_BD
         x = trunk.common(inputs_BNZ, start_BD, scales, adapter, self.with_class)
         x = trunk.conditioned(x, class_BD, scales, adapter, self.with_class)
-        logits = trunk.logits(x, class_BD, adapter)
+        logits = trunk.logits(x, class_BD, adapter).float()
         if not self.guided:
             return logits
         first = model.trunk_without_class(group)
         x = first.common(inputs_BNZ, null_BD, scales, cache=self.without)
         x = first.conditioned(x, null_BD, scales, cache=self.without)
-        plain = first.logits(x, null_BD)
+        plain = first.logits(x, null_BD).float()
         return (1 + share) * logits - share * plain
 
     def _draw(self, logits_BNV: Tensor) -> Tensor:

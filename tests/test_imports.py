@@ -25,6 +25,7 @@ ALLOWED = {
     "registry": {"command_line", "config", "errors", "methods", "streams"},
     "methods": {"config", "errors", "files", "cache", "streams", "classify", "models", "parallel",
                 "generate"},
+    "edit": {"generate", "models", "errors"},
     "generate": {"models", "errors"},
     "sample_metrics": {"errors"},
     "classify": {"models", "errors"},

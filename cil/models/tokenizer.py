@@ -185,6 +185,12 @@ class MultiScaleTokenizer(nn.Module):
             vectors = enlarge_hp @ vectors @ enlarge_hp.T
         return self.phis[self.phi_of_scale[k]](vectors)
 
+    @_full_precision
+    def match(self, residual_BZhw: Tensor, k: int) -> Tensor:
+        """What the scales before k leave of latents -> its tokens of scale k (B, p_k^2)."""
+        vectors_BNZ = self.next_input(residual_BZhw, k)
+        return self._nearest(vectors_BNZ.flatten(0, 1)).view(vectors_BNZ.shape[:2])
+
     def partial_latents(self, tokens_BL: Tensor) -> Iterator[Tensor]:
         """The latents (B, Z, h, w) as they stand after scale 1, 2, ..., K."""
         summed: Tensor | float = 0.0

@@ -1,0 +1,229 @@
+"""A part of an image drawn anew by a finished VAR run, as if it were of some class; nothing learns.
+
+    python -m experiments.edit runs/split_digits/var-adapter/seed0 --image=7 --box=0,8,16,16
+    python -m experiments.edit RUN --image=cat.png --mask=mask.png --to=dog --to=wolf
+    python -m experiments.edit RUN --image=7 --box=4,4,12,12 --outside
+
+--image is a picture file of the run's size, or the number of a test image: its row in the run's
+predictions.csv, counted from 0. What is drawn anew is a box (pixels from x0 up to x1, from y0 up to
+y1, counted from 0 at the top left) or the white of a mask; --outside draws all but that. Without
+--to the part is drawn as of the class that the run takes the image for: in-painting and, with
+--outside, out-painting. How it is done, and what happens to a token that the region covers in part,
+cil/edit.py says.
+
+Each class asked for is a row of the picture: the image, the region, and an edit for every seed. It
+goes to figures/edit.png of the run unless --out gives another name. The table says what class the
+run takes each edit for, and how far the model's own picture is from the kept pixels, which --raw
+shows instead of them.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.data import ConcatDataset
+
+from cil import plots
+from cil.command_line import near
+from cil.config import SamplesConfig, TrainerConfig
+from cil.edit import Edited, edit
+from cil.errors import UserError
+from cil.methods.drawing import as_bytes
+from cil.methods.registry import check_samples, restore
+from cil.methods.training import autocast, find_device
+from cil.methods.var import VARMethod
+from cil.records import read_run, write_figure
+from cil.run import exit_code
+from cil.streams.stream import Stream
+
+
+def main() -> None:
+    options = _asked()
+    view = read_run(options.run.resolve())
+    trainer = TrainerConfig(accelerator=options.accelerator, progress=False)
+    method, stream = restore(view, trainer, options.cache)
+    if not isinstance(method, VARMethod):
+        raise UserError(
+            f"{options.run} is a run of {view.method}: only a VAR has tokens to keep: name a run "
+            "of var."
+        )
+    image = picture(options.image, stream)
+    region = box(options.box, stream) if options.box else mask(options.mask, stream)
+    region = ~region if options.outside else region
+    learned = stream.class_names[: method.classes_seen]
+    labels = [label_of(name, learned) for name in options.to] or [_read(method, image[None])[0]]
+    seeds = list(range(options.seed, options.seed + options.copies))
+    pairs = [(label, seed) for label in labels for seed in seeds]
+    results = edited(method, image, region, pairs, options.guidance)
+    shown = results.raw if options.raw else results.images
+    figure = _figure(image, region, shown, [learned[label] for label in labels], seeds)
+    place = options.out or view.folder / "figures" / "edit.png"
+    path = write_figure(place, figure, vector=False)
+    _show(method, results, region, image, pairs, learned)
+    print(f"written: {path}")
+
+
+def _asked() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments.edit",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished var run")
+    parser.add_argument("--image", required=True, help="a picture file, or a test image's number")
+    region = parser.add_mutually_exclusive_group(required=True)
+    region.add_argument("--box", metavar="x0,y0,x1,y1", help="what is drawn anew")
+    region.add_argument("--mask", type=Path, help="a picture that is white there")
+    parser.add_argument("--outside", action="store_true", help="draw all but the box or the mask")
+    parser.add_argument("--to", action="append", default=[], metavar="CLASS", help="by its name")
+    parser.add_argument("--copies", type=int, default=6, help="edits of each class (default: 6)")
+    parser.add_argument("--seed", type=int, default=0, help="of the first of them (default: 0)")
+    parser.add_argument("--guidance", type=float, default=SamplesConfig().guidance)
+    parser.add_argument("--raw", action="store_true", help="the model's picture of kept pixels too")
+    parser.add_argument("--out", type=Path, help="the picture's file, a .png")
+    parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
+    parser.add_argument("--cache", type=Path, default=Path("cache"), help="as that of the run")
+    options = parser.parse_args()
+    if options.copies < 1 or options.seed < 0:
+        raise UserError("--copies must be 1 or more, and --seed 0 or more.")
+    if options.out is not None and options.out.suffix != ".png":
+        raise UserError(f"--out is {options.out}: give a name that ends in .png.")
+    check_samples(SamplesConfig(1, options.guidance))
+    return options
+
+
+def picture(wanted: str, stream: Stream) -> Tensor:
+    """The image (channels, H, W) in [-1, 1] of a file, or a test image by its number.
+
+    Raises:
+        UserError: there is none, or it is no picture, or of another size.
+    """
+    if wanted.isdigit():
+        number, sizes = int(wanted), [len(e.test) for e in stream.experiences]  # type: ignore[arg-type]
+        if number >= sum(sizes):
+            raise UserError(f"--image is {number}: there are {sum(sizes)} test images, from 0 on.")
+        image: Tensor = ConcatDataset([e.test for e in stream.experiences])[number][0]
+        return image
+    values = _opened(Path(wanted), "RGB" if stream.channels == 3 else "L", stream, "--image")
+    return torch.from_numpy(values).float().view(*values.shape[:2], -1).movedim(-1, 0) / 127.5 - 1
+
+
+def mask(path: Path, stream: Stream) -> Tensor:
+    """The region (H, W) that a picture shows white; UserError if it has another size."""
+    return torch.from_numpy(_opened(path, "L", stream, "--mask") >= 128)
+
+
+def box(text: str, stream: Stream) -> Tensor:
+    """The region (H, W) of x0,y0,x1,y1; UserError if it is none within the image."""
+    side = stream.image_size
+    match = re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text)
+    corners = [int(number) for number in match.groups()] if match else [0] * 4
+    x0, y0, x1, y1 = corners
+    if not (x0 < x1 <= side and y0 < y1 <= side):
+        raise UserError(
+            f"--box is {text}: give x0,y0,x1,y1 with x0 below x1, y0 below y1 and none above "
+            f"{side}."
+        )
+    region = torch.zeros(side, side, dtype=torch.bool)
+    region[y0:y1, x0:x1] = True
+    return region
+
+
+def label_of(name: str, learned: Sequence[str]) -> int:
+    """UserError for a class that the run never learned."""
+    if name not in learned:
+        hint = near(name, learned) or f"it knows {', '.join(learned[:20])}."
+        raise UserError(f"--to is {name}, a class that this run never learned: {hint}")
+    return list(learned).index(name)
+
+
+def _opened(path: Path, mode: str, stream: Stream, flag: str) -> np.ndarray:
+    side = stream.image_size
+    try:
+        with Image.open(path) as image:
+            if image.size != (side, side):
+                raise UserError(
+                    f"{flag} {path} has {image.width} x {image.height} pixels: the run takes "
+                    f"{side} x {side}, so cut and resize it first."
+                )
+            return np.array(image.convert(mode))
+    except UnidentifiedImageError:
+        raise UserError(f"{flag} {path} is no picture that can be read.") from None
+    except OSError as error:
+        raise UserError(f"{flag} {path} cannot be read ({error.strerror or error}).") from None
+
+
+def edited(
+    method: VARMethod,
+    image: Tensor,
+    region: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    guidance: float,
+) -> Edited:
+    """An edit of the image for each (label, seed), on the CPU."""
+    where = find_device(method.trainer)
+    method.tokenizer.to(where)
+    method.model.to(where)
+    images = image.to(where).expand(len(pairs), -1, -1, -1)
+    labels, seeds = zip(*pairs, strict=True)
+    with autocast(method.trainer):
+        found = edit(
+            method.model, method.tokenizer, images, region, labels, seeds, guidance=guidance
+        )
+    return Edited(found.images.cpu(), found.raw.cpu(), found.drawn_L.cpu())
+
+
+def _read(method: VARMethod, images: Tensor) -> list[int]:
+    labels: list[int] = method.scores(images.to(find_device(method.trainer))).argmax(1).tolist()
+    return labels
+
+
+def _figure(
+    image: Tensor, region: Tensor, shown: Tensor, names: Sequence[str], seeds: Sequence[int]
+) -> plots.Figure:
+    """A row a class: the image, the region, the edits."""
+    rows = as_bytes(shown.unflatten(0, (len(names), len(seeds))).expand(-1, -1, 3, -1, -1))
+    whole = as_bytes(image.expand(3, -1, -1))
+    tinted = plots.tinted(whole, region.numpy())
+    before = np.broadcast_to(np.stack([whole, tinted]), (len(names), 2, *whole.shape))
+    columns = ["image", "region", *(f"seed {seed}" for seed in seeds)]
+    return plots.sample_grid(np.concatenate([before, rows], 1), names, "", columns, tile=0.9)
+
+
+def _show(
+    method: VARMethod,
+    results: Edited,
+    region: Tensor,
+    image: Tensor,
+    pairs: Sequence[tuple[int, int]],
+    learned: Sequence[str],
+) -> None:
+    scales = method.tokenizer.scales
+    shares = [part.double().mean() for part in results.drawn_L.split([p * p for p in scales])]
+    drawn = ", ".join(f"{p}x{p} {100 * s:.0f} %" for p, s in zip(scales, shares, strict=True))
+    table = Table(
+        caption=f"Tokens drawn of each scale: {drawn}. kept pixels: mean absolute difference of "
+        "the model's own picture from them, in per cent of the range.",
+        box=SIMPLE,
+    )
+    for heading in ("drawn as", "seed", "read as", "kept pixels"):
+        table.add_column(heading, justify="right")
+    kept = ~region
+    found = _read(method, results.images)
+    for (label, seed), reading, raw in zip(pairs, found, results.raw, strict=True):
+        away = (raw - image)[:, kept].abs().mean() / 2 if kept.any() else torch.tensor(0.0)
+        table.add_row(learned[label], str(seed), learned[reading], f"{100 * away:.1f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
