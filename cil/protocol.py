@@ -138,7 +138,6 @@ def _draw(
     Their seconds stand apart, neither learning's nor the evaluation's.
     """
     began = time.perf_counter()
-    name = method.name  # type: ignore[attr-defined]
     groups = [e.labels for e in stream.experiences[: index + 1]]
     images = as_bytes(
         drawn(
@@ -147,7 +146,7 @@ def _draw(
             samples.per_class,
             guidance=samples.guidance,
             steps=samples.steps,
-            title=f"{name} samples {index + 1}",
+            title=f"{method.name} samples {index + 1}",
             progress=settings.progress,
         )
     )
@@ -155,7 +154,7 @@ def _draw(
     if record is None:
         return
     record.save_samples(index, images)
-    title = f"{name}: drawn after experience {index + 1}, guidance {samples.guidance:g}"
+    title = f"{method.name}: drawn after experience {index + 1}, guidance {samples.guidance:g}"
     figure = plots.sample_grid(images, stream.class_names[: len(images)], title)
     path = record.save_figure(f"samples_experience{index}", figure, vector=False)
     values = {"samples/seconds": seconds}
@@ -173,13 +172,15 @@ def _drift(images: Images, stream: Stream, index: int, record: RunRecord) -> flo
     The mean absolute difference of all pixels, as a share of their range; None for the first
     experience, or where an earlier sitting drew others or none.
     """
-    changes = []
+    change, values = 0, 0
     for earlier in stream.experiences[:index]:
         before, labels = record.samples(earlier.index, stream.image_size), list(earlier.labels)
         if before is None or before.shape[1:] != images.shape[1:]:
             return None
-        changes.append(np.abs(images[labels].astype(float) - before[labels]).ravel() / 255)
-    return float(np.concatenate(changes).mean()) if changes else None
+        now, then = images[labels].astype(np.int16), before[labels]
+        change += int(np.abs(now - then).sum())
+        values += now.size
+    return change / values / 255 if values else None
 
 
 def _report_unreadable(stream: Stream, record: RunRecord | None, occasion: str) -> None:

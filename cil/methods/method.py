@@ -61,6 +61,8 @@ class Method(Protocol):
 class Generative(Protocol):
     """What a method has besides if it can draw images of the classes it has seen."""
 
+    name: str
+
     def draw(
         self, labels: Sequence[int], seeds: Sequence[int], guidance: float, steps: int
     ) -> Tensor:
