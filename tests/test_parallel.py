@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, first_of_each
@@ -24,12 +25,15 @@ from cil.config import (
     Config,
     DiffusionConfig,
     DiscriminativeConfig,
+    SamplesConfig,
     TokenizerConfig,
     TrainerConfig,
     VARConfig,
 )
 from cil.errors import UserError
 from cil.launch import launch
+from cil.methods.drawing import as_bytes, drawn
+from cil.methods.method import Generative
 from cil.methods.registry import build
 from cil.methods.scoring import BATCH_SIZE, score
 from cil.methods.tokenizer import TokenizerModule
@@ -55,6 +59,7 @@ LEARNERS = (
     *("var-embedding", "var-adapter", "var-trunk", "var-copy"),
     *("diffusion-adapter", "replay"),
 )
+SAMPLES = SamplesConfig(per_class=30, steps=3)  # two batches a group
 RESTARTING, DROPPING = "var-embedding", "var-copy"
 
 
@@ -114,9 +119,13 @@ def learn_all(folder: Path, trainer: TrainerConfig) -> None:
         place = folder / name / "seed0"
         record = None
         if parallel.is_first():
-            facts = {"name": stream.name, "fingerprint": stream.fingerprint}
+            facts = {
+                "name": stream.name,
+                "fingerprint": stream.fingerprint,
+                "image_size": stream.image_size,
+            }
             record = RunRecord.open(place, {"seed": 0}, facts, {"commit": "unknown"})
-        run_protocol(building, stream, record, Tracker(None), trainer, seed=0)
+        run_protocol(building, stream, record, Tracker(None), trainer, seed=0, samples=SAMPLES)
         scores = [scores for scores, _ in score_groups(built[0], stream.experiences, trainer)]
         few = Subset(stream.experiences[0].test, range(5))  # one batch: nothing for the second
         ((alone, _),) = score(built[0], [few], trainer, "few")
@@ -161,7 +170,7 @@ def test_all_processes_hold_the_same_bits(name: str, learned: tuple[Path, Path])
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", LEARNERS)
-def test_one_process_scores_the_same_model_alike(
+def test_one_process_scores_and_draws_the_same_model_alike(
     name: str, learned: tuple[Path, Path], tmp_path: Path
 ) -> None:
     kept = torch.load(learned[1] / f"{name}-0.pt")
@@ -172,6 +181,15 @@ def test_one_process_scores_the_same_model_alike(
     for (scores, labels), shared in zip(results, kept["scores"], strict=True):
         assert len(labels) > BATCH_SIZE
         assert torch.equal(scores, shared)
+    sheet = read_run(learned[1] / name / "seed0").samples(1)
+    if not isinstance(method, Generative):
+        assert sheet is None
+        return
+    groups = [e.labels for e in stream.experiences]
+    guided = {"guidance": SAMPLES.guidance, "steps": SAMPLES.steps}
+    images = drawn(method, groups, SAMPLES.per_class, **guided, title="", progress=False)
+    assert sheet is not None
+    assert np.array_equal(sheet, as_bytes(images))
 
 
 @pytest.mark.integration
