@@ -8,6 +8,7 @@ same once more for a print in grey.
 
 import zlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -68,6 +69,19 @@ SPARE: list[Style] = [
 ]
 
 FEWEST_PANELS = 10  # methods: more of them are drawn family by family
+# Colours and dashes of lines that are no methods, in the order they are drawn.
+LINES: list[tuple[str, str]] = [
+    (BLUE, "-"),
+    (SKY, "--"),
+    (VERMILION, "-"),
+    (ORANGE, "--"),
+    (GREEN, "-."),
+    (PURPLE, "-"),
+    (YELLOW, "-"),
+    (BLACK, ":"),
+    (BLACK, "-."),
+]
+
 LABEL_GAP = 4.2  # per cent of accuracy between the names at the line ends: their height
 ROWS_OF_SAMPLES = 25  # of one panel: a hundred classes stand in four of them
 ANNOTATED_GROUPS = 20  # numbers in the cells of a larger matrix could not be read
@@ -249,6 +263,85 @@ def _draw_tiles(
     axes.spines[:].set_visible(False)
 
 
+def heat_maps(
+    pictures: ArrayLike,
+    maps: ArrayLike,
+    row_names: Sequence[str],
+    headings: Sequence[str],
+    notes: Sequence[Sequence[str]],
+    title: str,
+) -> Figure:
+    """A row a picture: the picture itself, then heat maps laid over it in orange.
+
+    pictures (N, H, W, 1 or 3) and maps (N, M, H, W) in [0, 1]; row_names: N; headings: M, of the
+    maps; notes: N rows of M, under each map.
+    """
+    images, heat = np.asarray(pictures, np.float64), np.asarray(maps, np.float64)
+    N, M = heat.shape[:2]
+    figure = Figure(figsize=(1.7 + 1.35 * (M + 1), 0.9 + 1.55 * N), layout="constrained")
+    axes = figure.subplots(N, M + 1, squeeze=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for n in range(N):
+        _draw_picture(axes[n, 0], images[n])
+        axes[n, 0].set_ylabel(row_names[n], rotation=0, ha="right", va="center", fontsize=8)
+        for m in range(M):
+            _draw_picture(axes[n, m + 1], _heated(images[n], heat[n, m]))
+            axes[n, m + 1].set_xlabel(notes[n][m], fontsize=8, labelpad=2)
+    for ax, heading in zip(axes[0], ["image", *headings], strict=True):
+        ax.set_title(heading, fontsize=9)
+    return figure
+
+
+def signed_maps(
+    pictures: ArrayLike, maps: Sequence[ArrayLike], row_names: Sequence[str], title: str, unit: str
+) -> Figure:
+    """A row a picture: the picture, then maps of K scales; green speaks for, brown against.
+
+    pictures (N, H, W, 1 or 3) in [0, 1]; maps: K of (N, p_k, p_k). One range of colours for all.
+    """
+    images = np.asarray(pictures, np.float64)
+    values = [np.asarray(part, np.float64) for part in maps]
+    N, K = len(images), len(values)
+    most = max(float(np.abs(part).max()) for part in values) or 1.0
+    figure = Figure(figsize=(2.3 + 1.35 * (K + 1), 0.6 + 1.45 * N), layout="constrained")
+    axes = figure.subplots(N, K + 1, squeeze=False)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for n in range(N):
+        _draw_picture(axes[n, 0], images[n])
+        axes[n, 0].set_ylabel(row_names[n], rotation=0, ha="right", va="center", fontsize=8)
+        for k, part in enumerate(values):
+            shown = axes[n, k + 1].imshow(part[n], cmap="BrBG", vmin=-most, vmax=most)
+            axes[n, k + 1].set(xticks=[], yticks=[])
+    headings = ["image", *(f"{part.shape[-1]} x {part.shape[-1]}" for part in values)]
+    for ax, heading in zip(axes[0], headings, strict=True):
+        ax.set_title(heading, fontsize=9)
+    figure.colorbar(shown, ax=axes, label=unit, fraction=0.03, pad=0.02)
+    return figure
+
+
+def changing_pixels(
+    curves: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], title: str
+) -> Figure:
+    """Insertion and deletion: the probability of the class against the share of pixels changed.
+
+    curves: "insertion" and "deletion" -> name -> (fractions, probabilities), one panel each.
+    """
+    figure = Figure(figsize=(9.6, 3.8), layout="constrained")
+    axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for ax, (kind, lines) in zip(axes, curves.items(), strict=True):
+        for (name, (x, y)), style in zip(lines.items(), LINES, strict=False):
+            colour, dashes = style
+            share = 100 * np.asarray(x)
+            ax.plot(share, y, color=colour, linestyle=dashes, linewidth=1.8, label=name)
+        ax.set(xlim=(0, 100), ylim=(0, 1), xlabel=f"{kind}: pixels changed (%)")
+        ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("Probability of the class")
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+    return figure
+
+
 def method_styles(names: Sequence[str]) -> dict[str, Style]:
     """A colour and marker for each method: fixed for known ones, for others by name.
 
@@ -265,6 +358,22 @@ def method_styles(names: Sequence[str]) -> dict[str, Style]:
         unused = [style for style in free if style[0] not in colours]
         styles[name] = (unused or free or order)[0]
     return {name: styles[name] for name in names}
+
+
+def _draw_picture(axes: Axes, picture: NDArray[np.float64]) -> None:
+    grey = picture.shape[-1] == 1
+    options: dict[str, Any] = {"cmap": "gray"} if grey else {}
+    axes.imshow(picture[..., 0] if grey else picture, vmin=0, vmax=1, **options)
+    axes.set(xticks=[], yticks=[])
+
+
+def _heated(picture: NDArray[np.float64], heat: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The picture in grey, and not to white, so that colour is heat alone (H, W, 3)."""
+    grey = 0.1 + 0.6 * picture.mean(-1, keepdims=True)
+    colour = np.array([int(ORANGE[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    share = 0.85 * heat[..., None]
+    mixed: NDArray[np.float64] = (1 - share) * grey + share * colour
+    return mixed
 
 
 def _stacked(seeds: Sequence[ArrayLike]) -> NDArray[np.float64]:

@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from cil import metrics, parallel, plots
+from cil import drift, metrics, parallel, plots
 from cil.config import SamplesConfig, TrainerConfig
+from cil.explain import Explainable
 from cil.methods.drawing import as_bytes, drawn
 from cil.methods.method import Generative, Method
 from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
+from cil.methods.training import find_device
 from cil.records import Images, RunRecord
 from cil.streams.image_scan import named
 from cil.streams.stream import Experience, Stream
@@ -118,6 +120,9 @@ def _evaluate(
     }
     values |= {f"cl/accuracy_group{i}": accuracy for i, accuracy in enumerate(row)}
     record.log(index, record.steps - 1, values)
+    if isinstance(method, Explainable) and method.classes_seen > 1:
+        probed = stream.experiences[0].test
+        record.save_explanations(index, drift.reasons(method, probed, find_device(settings)))
     if index == len(stream.experiences) - 1:
         record.save_predictions(_predictions(results, stream))
     record.save_evaluated(index, row, sizes)
@@ -209,11 +214,22 @@ def score_groups(
 
 
 def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker) -> None:
-    """The figure and the stream-final numbers."""
+    """The figures and the stream-final numbers."""
     names = [group_name(stream, e) for e in stream.experiences]
     matrix, size = record.matrix(), method.size()
     figure = plots.accuracy_matrix(matrix, names, f"{method.name}: accuracy on each class group")
-    path = record.save_figure("accuracy_matrix", figure)
+    figures = {"accuracy_matrix": record.save_figure("accuracy_matrix", figure)}
+    reasons = record.explanations()
+    if isinstance(method, Explainable) and not reasons.empty:
+        figure = drift.figure(
+            reasons,
+            stream.experiences[0].test,
+            stream.class_names,
+            method.tokenizer.scales,
+            matrix[:, 0].tolist(),
+            f"{method.name}: what speaks for a class after each experience",
+        )
+        figures["explanations"] = record.save_figure("explanations", figure)
     summary = {
         **metrics.summarise(matrix, record.test_sizes),
         "training_seconds": sum(record.seconds),
@@ -230,7 +246,8 @@ def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker)
     }
     _show_samples(method.name, stream, record, tracker)
     tracker.log_matrix(matrix, names)
-    tracker.log_figure("accuracy_matrix", path)
+    for name, path in figures.items():
+        tracker.log_figure(name, path)
     tracker.finish(summary)
     record.finish(summary)
 

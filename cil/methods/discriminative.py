@@ -114,6 +114,10 @@ class Discriminative:
         Raises:
             ValueError: nothing was learned yet.
         """
+        return self.differentiable_scores(images)
+
+    def differentiable_scores(self, images: Tensor) -> Tensor:
+        """The same, where gradients are wanted with those of the pixels."""
         if self.model is None:
             raise ValueError(f"{self.name} has learned no experience yet")
         scores_BC = answers(self.model.eval(), self.strategy, images.to(self.device))

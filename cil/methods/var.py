@@ -17,8 +17,10 @@ from cil.classify.likelihood import (
     staged_scores,
     token_log_likelihoods,
 )
+from cil.classify.pairs import pair_log_likelihoods
 from cil.classify.schedule import Cost, Schedule, Stage, adaptive, cost, fit_margins, schedule
 from cil.classify.smoothing import image_seeds, noisy_copies, varied_copies
+from cil.classify.straight_through import straight_through_scores
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.generate import sample
 from cil.methods.generative import Groundwork
@@ -164,6 +166,32 @@ class VARMethod:
         device = find_device(self.trainer)
         self._move(device)
         return self.tokenizer.decode(self.tokenizer.tokenize(images.to(device))).cpu()
+
+    def every_class(self, images: Tensor, samples: int | None = None) -> Tensor:
+        """Scores with no class left out, whatever the schedule, over so many copies (B, C).
+
+        None: over as many as configured.
+        """
+        samples = samples or self.settings.smoothing_samples
+        return self.scores(images, schedule("varc", len(self.tokenizer.scales), samples))
+
+    def pair_log_likelihoods(self, images: Tensor, labels_BP: Tensor) -> Tensor:
+        """log p of every token of an image under classes of its own (B, P, L), NULL_CLASS too."""
+        tokens_SBL, inputs_SBLZ = self.copies(images, samples=1)
+        labels_BP = labels_BP.to(images.device)
+        with autocast(self.trainer):
+            return pair_log_likelihoods(self.model, tokens_SBL[0], inputs_SBLZ[0], labels_BP)
+
+    def differentiable_scores(self, images: Tensor) -> Tensor:
+        """Scores (B, C) of the images alone, through which gradients reach the pixels.
+
+        Straight through the quantiser (see `straight_through_scores`).
+        """
+        self.tokenizer.to(images.device)
+        self.model.to(images.device)
+        weights_K = self.scale_weights_K.to(images.device)
+        with autocast(self.trainer):
+            return straight_through_scores(self.model, self.tokenizer, images, weights_K)
 
     @torch.inference_mode()
     def copies(self, images: Tensor, samples: int) -> tuple[Tensor, Tensor]:

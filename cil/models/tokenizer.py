@@ -176,8 +176,12 @@ class MultiScaleTokenizer(nn.Module):
     @_full_precision
     def detail(self, tokens_BN: Tensor, k: int) -> Tensor:
         """What scale k adds to the latents: tokens (B, p_k^2) -> (B, Z, h, w)."""
-        p = self.scales[k]
-        vectors = rearrange(self.codebook[tokens_BN], "b (p q) z -> b z p q", p=p)
+        return self.detail_of(self.codebook[tokens_BN], k)
+
+    @_full_precision
+    def detail_of(self, vectors_BNZ: Tensor, k: int) -> Tensor:
+        """The same of vectors that stand in the place of codes."""
+        vectors = rearrange(vectors_BNZ, "b (p q) z -> b z p q", p=self.scales[k])
         if k < len(self.scales) - 1:
             # Bicubic interpolation as two matrix products: torch's own kernel is made for few
             # channels, and takes most of the time of a quantisation on a GPU.

@@ -8,6 +8,7 @@ runs/<experiment>/<method>/seed<k>/ holds
     metrics.csv          experience,step,name,value; step counts along the whole stream
     accuracy_matrix.csv  row t: accuracy on each class group's test images after experience t
     samples/             experience<t>.png: what was drawn of every class, a row of tiles for each
+    explanations/        experience<t>.csv: what each token of a few test images said after it
     predictions.csv, figures/, summary.json (the run is finished)
     checkpoints/         experience<t>.pt, the newest alone unless trainer.keep_checkpoints is true
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 CONFIG, ENVIRONMENT, STREAM = "config.yaml", "environment.json", "stream.json"
 PROGRESS, METRICS, MATRIX = "progress.json", "metrics.csv", "accuracy_matrix.csv"
 PREDICTIONS, SUMMARY, CHECKPOINTS = "predictions.csv", "summary.json", "checkpoints"
+EXPLANATIONS = "explanations"
 
 MetricRow = tuple[int, int, str, float]  # experience, step, name, value
 FloatArray = NDArray[np.float64]
@@ -217,6 +219,18 @@ class RunView:
     def predictions(self) -> "pd.DataFrame":
         """predictions.csv as the protocol wrote it."""
         return _read_table(self.folder / PREDICTIONS)
+
+    def explanations(self) -> "pd.DataFrame":
+        """What tokens said of a few test images after each experience; see `cil.drift.reasons`."""
+        return read_explanations(self.folder)
+
+
+def read_explanations(folder: Path) -> "pd.DataFrame":
+    """explanations/ as one table with the column experience; empty where there is none."""
+    import pandas as pd
+
+    paths = sorted((folder / EXPLANATIONS).glob("*.csv"), key=lambda path: (len(path.name), path))
+    return pd.concat([_read_table(path) for path in paths]) if paths else pd.DataFrame()
 
 
 def read_runs(root: Path) -> list[RunView]:

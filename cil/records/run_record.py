@@ -212,6 +212,16 @@ class RunRecord:
         """Write figures/<name>.png and, with `vector`, .svg; returns the path of the PNG."""
         return write_figure(self.folder / "figures" / f"{name}.png", figure, vector)
 
+    def save_explanations(self, experience: int, frame: "pd.DataFrame") -> None:
+        """Write what tokens said of a few images after an experience; again, if it is redone."""
+        path = self.folder / layout.EXPLANATIONS / f"experience{experience}.csv"
+        frame = frame.assign(experience=experience)
+        write_bytes(path, frame.to_csv(index=False).encode())
+
+    def explanations(self) -> "pd.DataFrame":
+        """All that `save_explanations` wrote, with the column experience; empty if nothing."""
+        return layout.read_explanations(self.folder)
+
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write the stream-final numbers; from here on the run is finished and never redone."""
         if self.learned != self.evaluated or self.finished:
@@ -294,8 +304,8 @@ class RunRecord:
     def _sweep(self) -> None:
         """Remove what no commit speaks of: temporary files and superseded checkpoints."""
         with explained(self.folder):
-            stale = [*self.folder.glob("*.tmp"), *self.folder.glob("figures/*.tmp")]
-            stale += self.folder.glob(f"{SAMPLES}/*.tmp")
+            folders = ("", "figures/", f"{SAMPLES}/", f"{layout.EXPLANATIONS}/")
+            stale = [path for name in folders for path in self.folder.glob(f"{name}*.tmp")]
             for path in self.folder.glob(f"{layout.CHECKPOINTS}/*"):
                 if f"{layout.CHECKPOINTS}/{path.name}" not in self._progress.sha256:
                     stale.append(path)
