@@ -106,7 +106,8 @@ def figure(
         names,
         [f"after {t + 1}: {accuracies_T[t]:.0%}" for t in shown],
         notes,
-        f"{title}\nAbove: accuracy on the first class group. r: cosine to the first map.",
+        f"{title}\nOrange speaks for it; nothing does where none is. Above: accuracy on the first\n"
+        "class group. r: cosine to the first map.",
     )
 
 

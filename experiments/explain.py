@@ -52,7 +52,14 @@ from cil.explain import (
 )
 from cil.records import write_figure
 from cil.run import exit_code
-from experiments.finished import BATCH_SIZE, Finished, add_arguments, finished, in_batches
+from experiments.finished import (
+    BATCH_SIZE,
+    Finished,
+    add_arguments,
+    every_label_in_turn,
+    finished,
+    in_batches,
+)
 
 MOST = 12  # rows of a figure
 PANELS = [
@@ -144,13 +151,20 @@ def asked_for(run: Finished, options: Namespace) -> tuple[list[str], Tensor, Ten
 
 
 def right_and_wrong(run: Finished, each: int) -> list[int]:
-    """Numbers of the first images that the run predicted rightly, one a class, and wrongly."""
+    """Numbers of images that the run predicted rightly, and of as many that it did wrongly.
+
+    The first of each, spread evenly over the classes.
+    """
     if not 1 <= each <= MOST:
         raise UserError(f"--each is {each}: give 1 to {MOST}.")
     table = run.run.predictions()
     hits = table["label"] == table["prediction"]
-    right = table[hits].groupby("label", sort=False).head(-(-each // table["label"].nunique()))
-    return [*right.index[:each].tolist(), *table[~hits].index[:each].tolist()]
+    numbers: list[int] = []
+    for part in (table[hits], table[~hits]):
+        if len(part):
+            picks = every_label_in_turn(part["label"].tolist(), min(each, len(part)))
+            numbers += part.index[picks].tolist()
+    return numbers
 
 
 def read_file(run: Finished, path: Path) -> Tensor:
@@ -204,7 +218,12 @@ def draw(run: Finished, explained: Explained, folder: Path, name: str) -> list[P
     shown = pictures(explained.images)
     title = f"{run.run.method}, {name} predictions: "
     four = plots.heat_maps(
-        shown, torch.stack(heat, 1).numpy(), rows, PANELS, notes, f"{title}what speaks for a class"
+        shown,
+        torch.stack(heat, 1).numpy(),
+        rows,
+        PANELS,
+        notes,
+        f"{title}orange speaks for a class",
     )
     maps = [part.numpy() for part in scale_maps(found.contrast(), found.scales)]
     single = plots.signed_maps(

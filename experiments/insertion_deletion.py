@@ -7,9 +7,9 @@ Of every run, of a VAR or a discriminative method, the predicted classes of test
 the classes, are explained: by token-wise mutual information (tmi: against the null class,
 tmi_contrast: against the best wrong class; VAR only), by captum's occlusion, LIME, KernelSHAP,
 saliency and integrated gradients, and at random: pixel by pixel, or by a map as coarse as the
-squares of LIME, enlarged as TMI's maps are (random_map). Then the most important pixels go first, as in
-RISE (arXiv 1806.07421): deleted to a constant, or put back into a blurred image. The areas under
-the curves of the class's probability are means over the images, with their standard error.
+squares of LIME, enlarged as TMI's maps are (random_map). Then the most important pixels go first,
+as in RISE (arXiv 1806.07421): deleted to a constant, or put back into a blurred image. The areas
+under the curves of the class's probability are means over the images, with their standard error.
 
 The table, a CSV file and the curves go to experiments/results/NAME, NAME being
 insertion_deletion_EXPERIMENT unless --name gives another. In the literature (arXiv 2510.12060, VAR
