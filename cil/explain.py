@@ -39,7 +39,10 @@ class Explainable(Protocol):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each token says of its image's class and of the best wrong one, both against null."""
+    """What each token says of its image's class and of the best wrong one.
+
+    Both against one null class, that of the class's own group where every group has one.
+    """
 
     labels_B: Tensor
     rivals_B: Tensor

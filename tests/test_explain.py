@@ -31,7 +31,13 @@ LABELS = torch.tensor([[0, 3], [5, 2], [4, 4], [1, 0], [2, 5]])
 
 @pytest.fixture(
     scope="module",
-    params=[("adapter", 0), ("copy", 0), ("adapter", 1), ("copy", 2)],
+    params=[
+        ("adapter", 0),
+        ("copy", 0),
+        ("adapter", 1),
+        ("copy", 2),
+        ("scratch", 0),
+    ],
     ids=lambda param: f"{param[0]}-{param[1]}",
 )
 def method(
@@ -58,12 +64,17 @@ def images(tiny_images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def without_class(method: VARMethod, images: Tensor) -> Tensor:
-    """log p of the tokens (B, L) by the first trunk under the null class, an image at a time."""
+def without_class(method: VARMethod, images: Tensor, labels_B: Tensor) -> Tensor:
+    """log p of the tokens (B, L) under the null class, an image at a time.
+
+    By the first trunk, or from scratch by that of the label's group.
+    """
     tokens, inputs = (part[0] for part in method.copies(images, 1))
-    null_D, rows = method.model.groups.null, []
-    for own, read in zip(tokens, inputs, strict=True):
-        logits = method.model.trunks[0](read[None], null_D[None], None, null_D)[0]
+    model, null_D, rows = method.model, method.model.groups.null, []
+    for own, read, label in zip(tokens, inputs, labels_B.tolist(), strict=True):
+        group = [0, 0, 0, 1, 1, 2][label]
+        trunk = model.trunks[1 + group] if model.plasticity == "scratch" else model.trunks[0]
+        logits = trunk(read[None], null_D[None], None, null_D)[0]
         rows.append(logits.log_softmax(-1).gather(1, own[:, None])[:, 0])
     return torch.stack(rows)
 
@@ -71,8 +82,8 @@ def without_class(method: VARMethod, images: Tensor) -> Tensor:
 def test_tmi_is_the_difference_of_two_likelihoods(method: VARMethod, images: Tensor) -> None:
     tokens, inputs = (part[0] for part in method.copies(images, 1))
     every_BCL = token_log_likelihoods(method.model, tokens, inputs)
-    null_BL, rows = without_class(method, images), torch.arange(len(images))
     labels_B, rivals_B = LABELS.unbind(1)
+    null_BL, rows = without_class(method, images, labels_B), torch.arange(len(images))
     found = explain(method, images, labels_B, rivals_B)
     expected = every_BCL[rows, labels_B] - null_BL
     assert expected.std() > 0.1
