@@ -36,7 +36,7 @@ from cil.environment import commit, device
 from cil.errors import UserError
 from cil.explain import best_wrong
 from cil.insertion_deletion import Curves, Protocol, curves
-from cil.records import RunView, write_bytes, write_figure
+from cil.records import RunView, figure_bytes, write_bytes
 from cil.run import exit_code
 from cil.table import markdown, provenance
 from experiments.asking import RESULTS
@@ -191,7 +191,7 @@ def publish(table: pd.DataFrame, lines: dict[Finished, Lines], options: Namespac
     write_bytes(path.with_suffix(".csv"), table.to_csv(index=False).encode())
     for run, drawn in lines.items():
         name = path if len(lines) == 1 else path.with_name(f"{path.name}_{run.run.method}")
-        write_figure(name.with_suffix(".png"), drawing(run, drawn))
+        write_bytes(name.with_suffix(".svg"), figure_bytes(drawing(run, drawn), "svg"))
     print(f"written: {path}.md, .csv and the curves beside them")
 
 

@@ -242,9 +242,9 @@ def test_a_table_of_insertion_and_deletion(
     rows = [line for line in text.splitlines() if line.startswith("| var-adapter")]
     assert len(rows) == len(EXPLANATIONS)
     assert f"{table.loc['var-adapter', 'tmi'].insertion_auc:.3f}±" in rows[0]
-    assert {path.name for path in tmp_path.glob("*.png")} == {
-        "table_var-adapter.png",
-        "table_finetune.png",
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        "table_var-adapter.svg",
+        "table_finetune.svg",
     }
 
 
