@@ -241,7 +241,7 @@ def show(run: Finished, explained: Explained) -> None:
     table = Table(title=f"{run.run.method} seed {run.run.seed}", box=SIMPLE)
     for heading in ("image", "class", "predicted", "best wrong"):
         table.add_column(heading, no_wrap=True)
-    for heading in ("for class", "for wrong", "difference"):
+    for heading in ("for class", "for wrong", "margin"):
         table.add_column(heading, justify="right")
     columns = zip(
         explained.names,
