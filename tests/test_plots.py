@@ -10,16 +10,15 @@ from matplotlib.figure import Figure
 
 from cil.methods.registry import SETS
 from cil.plots import (
-    SPARE,
-    STYLES,
     accuracy_matrix,
     forgetting_curves,
     method_styles,
     sample_grid,
     small_multiples,
-    spread,
     tinted,
 )
+from cil.plots.curves import spread
+from cil.plots.style import SPARE, STYLES
 
 CURVES = {
     "var": [np.array([1.0, 0.98, 0.97]), np.array([1.0, 0.96, 0.95])],

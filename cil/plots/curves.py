@@ -1,89 +1,18 @@
-"""Figures, used alike by runs, W&B and notebooks.
+"""Lines and matrices: accuracies over experiences, over strengths, over pixels."""
 
-They are built on matplotlib's objects alone: no pyplot, no global state, no window, so they can be
-drawn in any thread and on a machine without a display. Colours are Okabe & Ito's ("Color universal
-design", 2008), told apart by readers of every kind of colour vision; a marker a method says the
-same once more for a print in grey.
-"""
-
-import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-Style = tuple[str, str]  # colour, marker
+from cil.plots.style import LINES, Style, method_styles, open_frame
 
-BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
-YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
-
-# By what a class group of a generative method may change; diffusion's lines are dashed.
-PLASTICITY_STYLES: dict[str, Style] = {
-    "adapter": (BLUE, "o"),
-    "copy": (SKY, "P"),
-    "scratch": (ORANGE, "*"),
-    "embedding": (GREEN, "^"),
-    "trunk": (PURPLE, "v"),
-}
-# A method looks the same in every figure; two of a family share a colour where they end far apart.
-STYLES: dict[str, Style] = {
-    "var": (BLUE, "o"),
-    **{f"var-{name}": style for name, style in PLASTICITY_STYLES.items()},
-    "diffusion": (BLUE, "o"),
-    **{f"diffusion-{name}": style for name, style in PLASTICITY_STYLES.items()},
-    "finetune": (VERMILION, "X"),
-    "ewc": (BLUE, "h"),
-    "si": (ORANGE, "p"),
-    "mas": (SKY, "8"),
-    "lwf": (PURPLE, ">"),
-    "cwr": (GREEN, "<"),
-    "ncm": (YELLOW, "H"),
-    "slda": (BLACK, "d"),
-    "fecam": (VERMILION, "*"),
-    "agem": (VERMILION, "<"),
-    "replay": (ORANGE, "D"),
-    "gdumb": (PURPLE, "8"),
-    "icarl": (BLUE, "p"),
-    "derpp": (GREEN, "h"),
-    "er_ace": (SKY, ">"),
-    "scr": (YELLOW, "d"),
-    "bic": (VERMILION, "H"),
-    "cumulative": (BLACK, "*"),
-    "joint": (BLACK, "s"),
-}
-# For other methods; yellow comes last, it is faint on white.
-SPARE: list[Style] = [
-    (SKY, "8"),
-    (GREEN, "<"),
-    (PURPLE, ">"),
-    (BLUE, "h"),
-    (ORANGE, "p"),
-    (VERMILION, "d"),
-    (YELLOW, "H"),
-]
-
-FEWEST_PANELS = 10  # methods: more of them are drawn family by family
-# Colours and dashes of lines that are no methods, in the order they are drawn.
-LINES: list[tuple[str, str]] = [
-    (BLUE, "-"),
-    (SKY, "--"),
-    (VERMILION, "-"),
-    (ORANGE, "--"),
-    (GREEN, "-."),
-    (PURPLE, "-"),
-    (YELLOW, "-"),
-    (BLACK, ":"),
-    (BLACK, "-."),
-]
-
+METHODS_OF_ONE_PANEL = 9  # more of them are drawn family by family
 LABEL_GAP = 4.2  # per cent of accuracy between the names at the line ends: their height
-ROWS_OF_SAMPLES = 25  # of one panel: a hundred classes stand in four of them
 ANNOTATED_GROUPS = 20  # numbers in the cells of a larger matrix could not be read
 
 
@@ -94,13 +23,14 @@ def forgetting_curves(
 
     curves: method -> for each seed the accuracy curve (T,) in [0, 1] of `metrics.accuracy_curve`;
     seeds and methods may be of different length. The line is the mean over seeds, the band reaches
-    from the lowest to the highest seed. Methods are drawn in the order given. From `FEWEST_PANELS`
-    methods on, each family has a panel, where the others are grey; families: method -> its name.
+    from the lowest to the highest seed. Methods are drawn in the order given. More than
+    `METHODS_OF_ONE_PANEL` have a panel a family, where the others are grey; families: method -> its
+    name.
     """
     values = {name: 100 * _stacked(seeds) for name, seeds in curves.items()}
     panels: dict[str, list[str]] = {}
     for name in curves:
-        title = families[name] if families and len(curves) >= FEWEST_PANELS else ""
+        title = families[name] if families and len(curves) > METHODS_OF_ONE_PANEL else ""
         panels.setdefault(title, []).append(name)
     panels = panels or {"": []}
     columns = min(len(panels), 2)
@@ -184,9 +114,7 @@ def small_multiples(
             axes.axhline(chance, color="#777777", linestyle=":", linewidth=1.2, zorder=1)
         axes.set_ylim(0, 100)
         axes.set_xticks(x)
-        axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        open_frame(axes)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     for axes in grid[max(0, len(panels) - columns) : len(panels)]:
@@ -196,126 +124,6 @@ def small_multiples(
     figure.legend(
         list(handles.values()), list(handles), loc="outside upper center", ncols=5, frameon=False
     )
-    return figure
-
-
-def sample_grid(
-    images: NDArray[np.uint8],
-    names: Sequence[str],
-    title: str,
-    columns: Sequence[str] = (),
-    tile: float = 0.45,
-) -> Figure:
-    """Images (rows, columns, H, W, channels), a row for each name, every pixel as it is.
-
-    `columns` are headings, `tile` the inches of an image. More than `ROWS_OF_SAMPLES` rows go on
-    beside the first ones.
-    """
-    rows, across = images.shape[:2]
-    panels = max(1, -(-rows // ROWS_OF_SAMPLES))
-    height = -(-rows // panels)
-    shown = [name if len(name) <= 18 else f"{name[:17]}…" for name in names]
-    letters = 0.08 * max(map(len, shown), default=1)
-    width = max(panels * (tile * across + letters + 0.3) + 0.2, 0.09 * len(title))
-    around = 0.1 + 0.35 * bool(title) + 0.25 * bool(columns)
-    figure = Figure(figsize=(width, tile * height + around), layout="constrained")
-    for panel, axes in enumerate(np.atleast_1d(figure.subplots(1, panels))):
-        part = slice(panel * height, min((panel + 1) * height, rows))
-        _draw_tiles(axes, images[part], height, shown[part], columns)
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize="medium")
-    return figure
-
-
-def tinted(image: NDArray[np.uint8], region: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """An image (H, W, 3) with a region (H, W) of it in colour."""
-    colour = 255 * np.array(to_rgb(ORANGE))
-    mixed = np.where(region[..., None], 0.35 * image + 0.65 * colour, image)
-    return mixed.round().astype(np.uint8)
-
-
-def _draw_tiles(
-    axes: Axes,
-    images: NDArray[np.uint8],
-    height: int,
-    names: Sequence[str],
-    columns: Sequence[str],
-) -> None:
-    """Tiles in `height` rows, those below the last image left white, with a gap between them."""
-    rows, across, side, _, channels = images.shape
-    step = side + max(1, side // 16)
-    canvas = np.full((height * step, across * step, channels), 255, np.uint8)
-    for row, column in np.ndindex(rows, across):
-        top, left = row * step, column * step
-        canvas[top : top + side, left : left + side] = images[row, column]
-    axes.imshow(
-        canvas[..., 0] if channels == 1 else canvas,
-        cmap="gray",
-        vmin=0,
-        vmax=255,
-        interpolation="nearest",
-    )
-    middle = (side - 1) / 2
-    axes.set_yticks([middle + step * row for row in range(rows)], names)
-    axes.set_xticks([middle + step * i for i in range(len(columns))], columns)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-
-
-def heat_maps(
-    pictures: ArrayLike,
-    maps: ArrayLike,
-    row_names: Sequence[str],
-    headings: Sequence[str],
-    notes: Sequence[Sequence[str]],
-    title: str,
-) -> Figure:
-    """A row a picture: the picture itself, then heat maps laid over it in orange.
-
-    pictures (N, H, W, 1 or 3) and maps (N, M, H, W) in [0, 1]; row_names: N; headings: M, of the
-    maps; notes: N rows of M, under each map.
-    """
-    images, heat = np.asarray(pictures, np.float64), np.asarray(maps, np.float64)
-    N, M = heat.shape[:2]
-    figure = Figure(figsize=(1.7 + 1.35 * (M + 1), 0.9 + 1.55 * N), layout="constrained")
-    axes = figure.subplots(N, M + 1, squeeze=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    for n in range(N):
-        _draw_picture(axes[n, 0], images[n])
-        axes[n, 0].set_ylabel(row_names[n], rotation=0, ha="right", va="center", fontsize=8)
-        for m in range(M):
-            _draw_picture(axes[n, m + 1], _heated(images[n], heat[n, m]))
-            axes[n, m + 1].set_xlabel(notes[n][m], fontsize=8, labelpad=2)
-    for ax, heading in zip(axes[0], ["image", *headings], strict=True):
-        ax.set_title(heading, fontsize=9)
-    return figure
-
-
-def signed_maps(
-    pictures: ArrayLike, maps: Sequence[ArrayLike], row_names: Sequence[str], title: str, unit: str
-) -> Figure:
-    """A row a picture: the picture, then maps of K scales; green speaks for, brown against.
-
-    pictures (N, H, W, 1 or 3) in [0, 1]; maps: K of (N, p_k, p_k). One range of colours for all.
-    """
-    images = np.asarray(pictures, np.float64)
-    values = [np.asarray(part, np.float64) for part in maps]
-    N, K = len(images), len(values)
-    most = max(float(np.abs(part).max()) for part in values) or 1.0
-    figure = Figure(figsize=(2.3 + 1.35 * (K + 1), 0.6 + 1.45 * N), layout="constrained")
-    axes = figure.subplots(N, K + 1, squeeze=False)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
-    for n in range(N):
-        _draw_picture(axes[n, 0], images[n])
-        axes[n, 0].set_ylabel(row_names[n], rotation=0, ha="right", va="center", fontsize=8)
-        for k, part in enumerate(values):
-            shown = axes[n, k + 1].imshow(part[n], cmap="BrBG", vmin=-most, vmax=most)
-            axes[n, k + 1].set(xticks=[], yticks=[])
-    headings = ["image", *(f"{part.shape[-1]} x {part.shape[-1]}" for part in values)]
-    for ax, heading in zip(axes[0], headings, strict=True):
-        ax.set_title(heading, fontsize=9)
-    figure.colorbar(shown, ax=axes, label=unit, fraction=0.03, pad=0.02)
     return figure
 
 
@@ -335,45 +143,10 @@ def changing_pixels(
             share = 100 * np.asarray(x)
             ax.plot(share, y, color=colour, linestyle=dashes, linewidth=1.8, label=name)
         ax.set(xlim=(0, 100), ylim=(0, 1), xlabel=f"{kind}: pixels changed (%)")
-        ax.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-        ax.spines[["top", "right"]].set_visible(False)
+        open_frame(ax)
     axes[0].set_ylabel("Probability of the class")
     axes[-1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
     return figure
-
-
-def method_styles(names: Sequence[str]) -> dict[str, Style]:
-    """A colour and marker for each method: fixed for known ones, for others by name.
-
-    Two unknown methods of one figure never share a style as long as there are spare ones.
-    """
-    styles = {name: STYLES[name] for name in names if name in STYLES}
-    for name in names:
-        if name in styles:
-            continue
-        start = zlib.crc32(name.encode())  # hash() differs from process to process
-        order = [SPARE[(start + k) % len(SPARE)] for k in range(len(SPARE))]
-        colours = {colour for colour, _ in styles.values()}
-        free = [style for style in order if style not in styles.values()]
-        unused = [style for style in free if style[0] not in colours]
-        styles[name] = (unused or free or order)[0]
-    return {name: styles[name] for name in names}
-
-
-def _draw_picture(axes: Axes, picture: NDArray[np.float64]) -> None:
-    grey = picture.shape[-1] == 1
-    options: dict[str, Any] = {"cmap": "gray"} if grey else {}
-    axes.imshow(picture[..., 0] if grey else picture, vmin=0, vmax=1, **options)
-    axes.set(xticks=[], yticks=[])
-
-
-def _heated(picture: NDArray[np.float64], heat: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The picture in grey, and not to white, so that colour is heat alone (H, W, 3)."""
-    grey = 0.1 + 0.6 * picture.mean(-1, keepdims=True)
-    colour = np.array([int(ORANGE[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    share = 0.85 * heat[..., None]
-    mixed: NDArray[np.float64] = (1 - share) * grey + share * colour
-    return mixed
 
 
 def _stacked(seeds: Sequence[ArrayLike]) -> NDArray[np.float64]:
@@ -421,9 +194,7 @@ def _finish_axes(axes: Axes, last: int, note: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Experiences learned")
     axes.set_ylabel("Accuracy on all classes seen (%)")
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    open_frame(axes)
     if note:
         axes.set_title(note, loc="left", fontsize="small", color="#555555")
 
