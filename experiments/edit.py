@@ -25,42 +25,42 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from torch.utils.data import ConcatDataset
 
 from cil import plots
-from cil.command_line import near
-from cil.config import SamplesConfig, TrainerConfig
+from cil.config import SamplesConfig
 from cil.edit import Edited, edit
 from cil.errors import UserError
 from cil.methods.drawing import as_bytes
-from cil.methods.registry import check_samples, restore
+from cil.methods.registry import check_samples
 from cil.methods.training import autocast, find_device
 from cil.methods.var import VARMethod
-from cil.records import read_run, write_figure
+from cil.records import write_figure
 from cil.run import exit_code
 from cil.streams.stream import Stream
+from experiments.finished import add_arguments, finished, picture, pixels
 
 
 def main() -> None:
     options = _asked()
-    view = read_run(options.run.resolve())
-    trainer = TrainerConfig(accelerator=options.accelerator, progress=False)
-    method, stream = restore(view, trainer, options.cache)
+    run = finished(options.run, options)
+    view, method, stream = run.run, run.method, run.stream
     if not isinstance(method, VARMethod):
         raise UserError(
             f"{options.run} is a run of {view.method}: only a VAR has tokens to keep: name a run "
             "of var."
         )
-    image = picture(options.image, stream)
+    if options.image.isdecimal():
+        image = run.images([int(options.image)])[0]
+    else:
+        image = picture(Path(options.image), stream)
     region = box(options.box, stream) if options.box else mask(options.mask, stream)
     region = ~region if options.outside else region
-    learned = stream.class_names[: method.classes_seen]
-    labels = [label_of(name, learned) for name in options.to] or [_read(method, image[None])[0]]
+    learned = stream.class_names
+    labels = [run.class_of(name) for name in options.to] or [_read(method, image[None])[0]]
     seeds = list(range(options.seed, options.seed + options.copies))
     pairs = [(label, seed) for label in labels for seed in seeds]
     results = edited(method, image, region, pairs, options.guidance)
@@ -90,8 +90,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=SamplesConfig().guidance)
     parser.add_argument("--raw", action="store_true", help="the model's picture of kept pixels too")
     parser.add_argument("--out", type=Path, help="the picture's file, a .png")
-    parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="as that of the run")
+    add_arguments(parser)
     options = parser.parse_args()
     if options.copies < 1 or options.seed < 0:
         raise UserError("--copies must be 1 or more, and --seed 0 or more.")
@@ -101,25 +100,9 @@ def _asked() -> argparse.Namespace:
     return options
 
 
-def picture(wanted: str, stream: Stream) -> Tensor:
-    """The image (channels, H, W) in [-1, 1] of a file, or a test image by its number.
-
-    Raises:
-        UserError: there is none, or it is no picture, or of another size.
-    """
-    if wanted.isdigit():
-        number, sizes = int(wanted), [len(e.test) for e in stream.experiences]  # type: ignore[arg-type]
-        if number >= sum(sizes):
-            raise UserError(f"--image is {number}: there are {sum(sizes)} test images, from 0 on.")
-        image: Tensor = ConcatDataset([e.test for e in stream.experiences])[number][0]
-        return image
-    values = _opened(Path(wanted), "RGB" if stream.channels == 3 else "L", stream, "--image")
-    return torch.from_numpy(values).float().view(*values.shape[:2], -1).movedim(-1, 0) / 127.5 - 1
-
-
 def mask(path: Path, stream: Stream) -> Tensor:
-    """The region (H, W) that a picture shows white; UserError if it has another size."""
-    return torch.from_numpy(_opened(path, "L", stream, "--mask") >= 128)
+    """The region (H, W) that a picture shows white; raises as `picture` does."""
+    return torch.from_numpy(pixels(path, "L", stream) >= 128)
 
 
 def box(text: str, stream: Stream) -> Tensor:
@@ -136,30 +119,6 @@ def box(text: str, stream: Stream) -> Tensor:
     region = torch.zeros(side, side, dtype=torch.bool)
     region[y0:y1, x0:x1] = True
     return region
-
-
-def label_of(name: str, learned: Sequence[str]) -> int:
-    """UserError for a class that the run never learned."""
-    if name not in learned:
-        hint = near(name, learned) or f"it knows {', '.join(learned[:20])}."
-        raise UserError(f"--to is {name}, a class that this run never learned: {hint}")
-    return list(learned).index(name)
-
-
-def _opened(path: Path, mode: str, stream: Stream, flag: str) -> np.ndarray:
-    side = stream.image_size
-    try:
-        with Image.open(path) as image:
-            if image.size != (side, side):
-                raise UserError(
-                    f"{flag} {path} has {image.width} x {image.height} pixels: the run takes "
-                    f"{side} x {side}, so cut and resize it first."
-                )
-            return np.array(image.convert(mode))
-    except UnidentifiedImageError:
-        raise UserError(f"{flag} {path} is no picture that can be read.") from None
-    except OSError as error:
-        raise UserError(f"{flag} {path} cannot be read ({error.strerror or error}).") from None
 
 
 def edited(

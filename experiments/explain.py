@@ -27,7 +27,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
@@ -59,6 +58,7 @@ from experiments.finished import (
     every_label_in_turn,
     finished,
     in_batches,
+    picture,
 )
 
 MOST = 12  # rows of a figure
@@ -134,20 +134,16 @@ def asked_for(run: Finished, options: Namespace) -> tuple[list[str], Tensor, Ten
         if not words:
             raise UserError("--images names none: give numbers of test images or files.")
         if not all(word.isdecimal() for word in words):
-            images = torch.stack([read_file(run, Path(word)) for word in words])
+            images = torch.stack([picture(Path(word), run.stream) for word in words])
             label = None if options.label is None else run.class_of(options.label)
             labels_B = None if label is None else torch.full((len(words),), label)
             return [Path(word).name for word in words], images, labels_B
         numbers = [int(word) for word in words]
-        beyond = [number for number in numbers if number >= len(run.labels)]
-        if beyond:
-            raise UserError(
-                f"There is no test image {beyond[0]}: they are 0 to {len(run.labels) - 1}."
-            )
     if options.label is not None:
         raise UserError("--label is of files: the class of a test image is known.")
+    images = run.images(numbers)
     labels_B = torch.tensor([run.labels[number] for number in numbers])
-    return [f"test image {number}" for number in numbers], run.images(numbers), labels_B
+    return [f"test image {number}" for number in numbers], images, labels_B
 
 
 def right_and_wrong(run: Finished, each: int) -> list[int]:
@@ -165,29 +161,6 @@ def right_and_wrong(run: Finished, each: int) -> list[int]:
             picks = every_label_in_turn(part["label"].tolist(), min(each, len(part)))
             numbers += part.index[picks].tolist()
     return numbers
-
-
-def read_file(run: Finished, path: Path) -> Tensor:
-    """An image file (channels, H, W) in [-1, 1], of the size that the run reads.
-
-    Raises:
-        UserError: it is not there, no image, or of another size.
-    """
-    from PIL import Image
-
-    side = run.stream.image_size
-    try:
-        with Image.open(path) as opened:
-            image = opened.convert("L" if run.stream.channels == 1 else "RGB")
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as an image ({error}).") from None
-    if image.size != (side, side):
-        width, height = image.size
-        raise UserError(
-            f"{path} is {width} x {height} pixels: the run reads {side} x {side}; resize it."
-        )
-    pixels = torch.from_numpy(np.array(image)).float() / 127.5 - 1
-    return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
 
 
 def of_images(

@@ -1,4 +1,4 @@
-"""Finished runs as commands on them need: the method as it was at the end, and test images."""
+"""Finished runs as commands on them need: the method as it was at the end, and its images."""
 
 import re
 from argparse import ArgumentParser, Namespace
@@ -8,15 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import ConcatDataset
 
+from cil.command_line import near
 from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.methods.registry import restore
 from cil.methods.training import find_device
 from cil.records import RunView, read_run
+from cil.streams.image_scan import named
 from cil.streams.stream import Stream
 
 BATCH_SIZE = 256  # images that are scored at once
@@ -38,7 +42,16 @@ class Finished:
         return find_device(self.trainer)
 
     def images(self, numbers: Sequence[int]) -> Tensor:
-        """Test images (N, channels, H, W) by their numbers."""
+        """Test images (N, channels, H, W) by their numbers.
+
+        Raises:
+            UserError: there are not so many.
+        """
+        beyond = [number for number in numbers if number >= len(self.labels)]
+        if beyond:
+            raise UserError(
+                f"There is no test image {beyond[0]}: they are 0 to {len(self.labels) - 1}."
+            )
         return torch.stack([self.test[number][0] for number in numbers])
 
     def class_of(self, name: str) -> int:
@@ -47,11 +60,11 @@ class Finished:
         Raises:
             UserError: it was never learned.
         """
-        if name not in self.stream.class_names:
-            known = ", ".join(self.stream.class_names[:10])
-            more = ", ..." if len(self.stream.class_names) > 10 else ""
-            raise UserError(f"The run learned no class '{name}': it knows {known}{more}.")
-        return self.stream.class_names.index(name)
+        learned = list(self.stream.class_names[: self.method.classes_seen])
+        if name not in learned:
+            hint = near(name, learned) or f"it knows {named(learned)}."
+            raise UserError(f"The run never learned a class '{name}': {hint}")
+        return learned.index(name)
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -69,15 +82,51 @@ def finished(folder: Path, options: Namespace) -> Finished:
     Raises:
         UserError: it is no folder of a finished run, or what `restore` refuses.
     """
-    folder = folder.resolve()
-    if not re.fullmatch(r"seed\d+", folder.name):
-        raise UserError(f"{folder} is no run: name a folder RUNS/EXPERIMENT/METHOD/seedK.")
-    trainer = TrainerConfig(accelerator=options.accelerator, progress=not options.no_progress)
-    run = read_run(folder)
+    run, trainer = named_run(folder), trainer_of(options)
     method, stream = restore(run, trainer, options.cache)
     parts = [experience.test for experience in stream.experiences]
     labels = [label for part in parts for label in part.targets]  # type: ignore[attr-defined]
     return Finished(run, method, stream, ConcatDataset(parts), labels, trainer)
+
+
+def named_run(folder: Path) -> RunView:
+    """The record in a run folder; UserError when it is no folder of a finished run."""
+    folder = folder.resolve()
+    if not re.fullmatch(r"seed\d+", folder.name):
+        raise UserError(f"{folder} is no run: name a folder RUNS/EXPERIMENT/METHOD/seedK.")
+    return read_run(folder)
+
+
+def trainer_of(options: Namespace) -> TrainerConfig:
+    """What `add_arguments` was answered."""
+    return TrainerConfig(accelerator=options.accelerator, progress=not options.no_progress)
+
+
+def picture(path: Path, stream: Stream) -> Tensor:
+    """An image file (channels, H, W) in [-1, 1].
+
+    Raises:
+        UserError: it is not there, no picture, or of another size than the stream's.
+    """
+    values = pixels(path, "RGB" if stream.channels == 3 else "L", stream)
+    return torch.from_numpy(values).float().view(*values.shape[:2], -1).movedim(-1, 0) / 127.5 - 1
+
+
+def pixels(path: Path, mode: str, stream: Stream) -> np.ndarray:
+    """The values of an image file, in a mode of Pillow's; raises as `picture` does."""
+    side = stream.image_size
+    try:
+        with Image.open(path) as image:
+            if image.size != (side, side):
+                raise UserError(
+                    f"{path} has {image.width} x {image.height} pixels: the run reads {side} x "
+                    f"{side}, so cut and resize it first."
+                )
+            return np.array(image.convert(mode))
+    except (UnidentifiedImageError, SyntaxError, ValueError):
+        raise UserError(f"{path} is no picture that can be read.") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}).") from None
 
 
 def in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:

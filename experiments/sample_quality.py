@@ -44,13 +44,14 @@ from cil.methods.registry import check_samples, restore
 from cil.methods.scoring import BATCH_SIZE
 from cil.methods.training import find_device
 from cil.protocol import group_name
-from cil.records import RunView, read_run, write_bytes
+from cil.records import RunView, write_bytes
 from cil.run import exit_code
 from cil.sample_metrics import frechet_distance, precision_recall
 from cil.streams.stream import Stream
 from cil.streams.tokens import in_order
 from cil.table import markdown, provenance
 from experiments.asking import RESULTS
+from experiments.finished import add_arguments, named_run, trainer_of
 
 HEADINGS = ["images", "classes", "number", "FID", "precision", "recall", "recognised"]
 ALL = "all"
@@ -71,11 +72,11 @@ class Read:
 
 def main() -> None:
     options = _asked()
-    trainer = TrainerConfig(accelerator=options.accelerator)
-    views = [read_run(folder.resolve()) for folder in options.runs]
+    trainer = trainer_of(options)
+    views = [named_run(folder) for folder in options.runs]
     for guidance in options.guidance:
         check_samples(SamplesConfig(1, guidance, options.steps))
-    judged_by = read_run((options.judge or _joint(views[0])).resolve())
+    judged_by = named_run(options.judge or _joint(views[0]))
     judge, stream = restore(judged_by, trainer, options.cache)
     methods = [_method(view, judged_by, trainer, options.cache) for view in views]
     _check_judge(judge, judged_by, methods)
@@ -111,8 +112,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, nargs="+", default=[defaults.guidance])
     parser.add_argument("--steps", type=int, default=defaults.steps, help="of a diffusion model")
     parser.add_argument("--name", help="of the files in experiments/results, or a path")
-    parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
-    parser.add_argument("--cache", type=Path, default=Path("cache"), help="as that of the runs")
+    add_arguments(parser)
     return parser.parse_args()
 
 

@@ -153,9 +153,9 @@ def refused(capsys: pytest.CaptureFixture[str]) -> str:
     [
         (["--images=999"], "There is no test image 999: they are 0 to"),
         (["--images="], "--images names none"),
-        (["--images=nothing.png"], "nothing.png cannot be read as an image"),
-        (["--images=small.png"], "small.png is 9 x 16 pixels: the run reads 16 x 16; resize it."),
-        (["--images=whole.png", "--label=x"], "The run learned no class 'x': it knows"),
+        (["--images=nothing.png"], "nothing.png cannot be read (No such file"),
+        (["--images=small.png"], "small.png has 9 x 16 pixels: the run reads 16 x 16"),
+        (["--images=whole.png", "--label=x"], "The run never learned a class 'x': it knows"),
         (["--images=1", "--label=3"], "--label is of files"),
         (["--each=0"], "--each is 0"),
         (["--time=0"], "--time is 0"),

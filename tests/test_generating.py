@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from tiny import TINY, folders
 
-from cil.errors import UserError
 from cil.records import read_run
 from cil.run import exit_code
 from cil.run import main as run
 from experiments import edit, sample_quality
+from experiments.finished import picture
 
 Command = Callable[..., tuple[int, str, str]]
 
@@ -96,7 +96,7 @@ def test_what_sample_quality_refuses(root: Path, tmp_path: Path, command: Comman
         (short, f"--judge={joint}"): "has learned other classes",
         (var, "--images=1000"): "test images of a class to compare with",
         (var, "--guidance", "-1"): "samples.guidance is -1",
-        (var, "--images=2", f"--judge={tmp_path}"): "progress.json is missing",
+        (var, "--images=2", f"--judge={tmp_path}"): "is no run: name a folder",
     }
     for words, sentence in lines.items():
         code, _, errors = command(sample_quality, *words)
@@ -141,18 +141,18 @@ def test_what_edit_refuses(root: Path, tmp_path: Path, command: Command) -> None
     (tmp_path / "text.png").write_text("no picture")
     wide, black, text = (tmp_path / f"{name}.png" for name in ("wide", "black", "text"))
     lines = {
-        (run, f"--image={wide}", box): "has 20 x 16 pixels: the run takes 16 x 16",
+        (run, f"--image={wide}", box): "has 20 x 16 pixels: the run reads 16 x 16",
         (run, f"--image={text}", box): "is no picture that can be read",
         (run, f"--image={tmp_path / 'none.png'}", box): "cannot be read (No such file",
-        (run, "--image=450", box): "there are 450 test images, from 0 on",
-        (run, "--image=0", f"--mask={wide}"): "has 20 x 16 pixels: the run takes 16 x 16",
+        (run, "--image=450", box): "There is no test image 450: they are 0 to 449",
+        (run, "--image=0", f"--mask={wide}"): "has 20 x 16 pixels: the run reads 16 x 16",
         (run, "--image=0", f"--mask={black}"): "the mask is empty",
         (run, "--image=0", "--box=0,0,16,16", "--outside"): "the mask is empty",
         (run, "--image=0", "--box=0,0,17,8"): "none above 16",
         (run, "--image=0", "--box=8,0,8,8"): "x0 below x1",
         (run, "--image=0", "--box=left"): "--box is left",
-        (short, "--image=0", box, "--to=7"): "a class that this run never learned",
-        (run, "--image=0", box, "--to=11"): "a class that this run never learned",
+        (short, "--image=0", box, "--to=7"): "The run never learned a class '7': it knows ",
+        (run, "--image=0", box, "--to=11"): "did you mean 1?",
         (run, "--image=0", box, "--copies=0"): "--copies must be 1 or more",
         (run, "--image=0", box, "--out=a.jpg"): "ends in .png",
         (of(root, "diffusion-adapter"), "--image=0", box): "only a VAR has tokens to keep",
@@ -167,10 +167,8 @@ def test_a_file_is_read_as_the_stream_has_its_images(tiny_stream, tmp_path: Path
     image, _ = tiny_stream.experiences[1].test[0]
     values = ((image[0] + 1) * 127.5).round().byte().numpy()
     Image.fromarray(values).convert("RGB").save(tmp_path / "image.png")
-    found = edit.picture(str(tmp_path / "image.png"), tiny_stream)
+    found = picture(tmp_path / "image.png", tiny_stream)
     torch.testing.assert_close(found, image, atol=1 / 250, rtol=0)
-    first = len(tiny_stream.experiences[0].test)
-    assert torch.equal(edit.picture(str(first), tiny_stream), image)
 
 
 def test_a_box_ends_before_its_far_corner(tiny_stream) -> None:
@@ -178,11 +176,3 @@ def test_a_box_ends_before_its_far_corner(tiny_stream) -> None:
     assert region.nonzero().amin(0).tolist() == [2, 1]  # row, column
     assert region.nonzero().amax(0).tolist() == [7, 3]
     assert region.sum() == 18
-
-
-def test_a_name_that_is_nearly_a_class_gets_a_hint() -> None:
-    assert edit.label_of("cat", ["dog", "cat"]) == 1
-    with pytest.raises(UserError, match="did you mean tabby"):
-        edit.label_of("taby", ["dog", "tabby"])
-    with pytest.raises(UserError, match="it knows dog, tabby"):
-        edit.label_of("7", ["dog", "tabby"])
