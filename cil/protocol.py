@@ -5,19 +5,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from cil import drift, metrics, parallel, plots
+from cil import drift, metrics, parallel, showing
 from cil.config import SamplesConfig, TrainerConfig
 from cil.explain import Explainable
-from cil.methods.drawing import as_bytes, drawn
 from cil.methods.method import Generative, Method
 from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
 from cil.methods.training import find_device
-from cil.records import Images, RunRecord
+from cil.records import RunRecord
+from cil.showing import group_name
 from cil.streams.image_scan import named
 from cil.streams.stream import Experience, Stream
 from cil.tracking import Tracker
@@ -52,7 +51,8 @@ def run(
             seed_all(seed, experience.index)
             _learn(method, stream, experience, record, tracker)
         if samples is not None and samples.per_class and isinstance(method, Generative):
-            _draw(method, stream, experience.index, record, tracker, settings, samples)
+            index = experience.index
+            showing.draw_samples(method, stream, index, record, tracker, settings, samples)
         _evaluate(method, stream, experience.index, record, tracker, settings)
     if record is not None:
         _finish(method, stream, record, tracker)
@@ -129,65 +129,6 @@ def _evaluate(
     tracker.log_experience(index, values)
 
 
-def _draw(
-    method: Generative,
-    stream: Stream,
-    index: int,
-    record: RunRecord | None,
-    tracker: Tracker,
-    settings: TrainerConfig,
-    samples: SamplesConfig,
-) -> None:
-    """Images of every class seen, the same seeds each time: into the record before it is committed.
-
-    Their seconds stand apart, neither learning's nor the evaluation's.
-    """
-    began = time.perf_counter()
-    groups = [e.labels for e in stream.experiences[: index + 1]]
-    images = as_bytes(
-        drawn(
-            method,
-            groups,
-            samples.per_class,
-            guidance=samples.guidance,
-            steps=samples.steps,
-            title=f"{method.name} samples {index + 1}",
-            progress=settings.progress,
-        )
-    )
-    seconds = time.perf_counter() - began
-    if record is None:
-        return
-    record.save_samples(index, images)
-    title = f"{method.name}: drawn after experience {index + 1}, guidance {samples.guidance:g}"
-    figure = plots.sample_grid(images, stream.class_names[: len(images)], title)
-    path = record.save_figure(f"samples_experience{index}", figure, vector=False)
-    values = {"samples/seconds": seconds}
-    drift = _drift(images, stream, index, record)
-    if drift is not None:
-        values["samples/drift"] = drift
-    record.log(index, record.steps - 1, values)
-    tracker.log_experience(index, values)
-    tracker.log_figure("samples", path, index)
-
-
-def _drift(images: Images, stream: Stream, index: int, record: RunRecord) -> float | None:
-    """How far the images of earlier classes are from what was drawn when these were new.
-
-    The mean absolute difference of all pixels, as a share of their range; None for the first
-    experience, or where an earlier sitting drew others or none.
-    """
-    change, values = 0, 0
-    for earlier in stream.experiences[:index]:
-        before, labels = record.samples(earlier.index, stream.image_size), list(earlier.labels)
-        if before is None or before.shape[1:] != images.shape[1:]:
-            return None
-        now, then = images[labels].astype(np.int16), before[labels]
-        change += int(np.abs(now - then).sum())
-        values += now.size
-    return change / values / 255 if values else None
-
-
 def _report_unreadable(stream: Stream, record: RunRecord | None, occasion: str) -> None:
     """Note and say which images could not be decoded, on whichever device."""
     names = list(dict.fromkeys(itertools.chain(*parallel.gather(stream.unreadable()))))
@@ -214,22 +155,8 @@ def score_groups(
 
 
 def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker) -> None:
-    """The figures and the stream-final numbers."""
-    names = [group_name(stream, e) for e in stream.experiences]
+    """The stream-final numbers and the figures."""
     matrix, size = record.matrix(), method.size()
-    figure = plots.accuracy_matrix(matrix, names, f"{method.name}: accuracy on each class group")
-    figures = {"accuracy_matrix": record.save_figure("accuracy_matrix", figure)}
-    reasons = record.explanations()
-    if isinstance(method, Explainable) and not reasons.empty:
-        figure = drift.figure(
-            reasons,
-            stream.experiences[0].test,
-            stream.class_names,
-            method.tokenizer.scales,
-            matrix[:, 0].tolist(),
-            f"{method.name}: what speaks for a class after each experience",
-        )
-        figures["explanations"] = record.save_figure("explanations", figure)
     summary = {
         **metrics.summarise(matrix, record.test_sizes),
         "training_seconds": sum(record.seconds),
@@ -244,29 +171,14 @@ def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker)
         "pretrained_on": method.pretrained_on,
         **method.facts(),
     }
-    _show_samples(method.name, stream, record, tracker)
-    tracker.log_matrix(matrix, names)
-    for name, path in figures.items():
+    tracker.log_matrix(matrix, [group_name(stream, e) for e in stream.experiences])
+    predictions = record.predictions()
+    labels, predicted = predictions["label"].tolist(), predictions["prediction"].tolist()
+    tracker.log_confusion(labels, predicted, stream.class_names[: method.classes_seen])
+    for name, path in showing.final_figures(method, stream, record).items():
         tracker.log_figure(name, path)
     tracker.finish(summary)
     record.finish(summary)
-
-
-def _show_samples(name: str, stream: Stream, record: RunRecord, tracker: Tracker) -> None:
-    """One image of every class as it was drawn after each experience, where that was done."""
-    sheets = [record.samples(e.index, stream.image_size) for e in stream.experiences]
-    last = sheets[-1]
-    if last is None or any(sheet is None for sheet in sheets):
-        return
-    images = np.full((len(last), len(sheets), *last.shape[2:]), 255, np.uint8)
-    for t, sheet in enumerate(sheets):
-        assert sheet is not None
-        images[: len(sheet), t] = sheet[:, 0]
-    title = f"{name}: one seed, after each experience"
-    after = [str(t + 1) for t in range(len(sheets))]
-    figure = plots.sample_grid(images, stream.class_names[: len(last)], title, after)
-    path = record.save_figure("samples_over_experiences", figure, vector=False)
-    tracker.log_figure("samples_over_experiences", path)
 
 
 def _predictions(results: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> pd.DataFrame:
@@ -281,9 +193,3 @@ def _predictions(results: Sequence[tuple[Tensor, Tensor]], stream: Stream) -> pd
     table["class"] = [stream.class_names[label] for label in table["label"]]
     table["predicted_class"] = [stream.class_names[label] for label in table["prediction"]]
     return table
-
-
-def group_name(stream: Stream, experience: Experience) -> str:
-    """The names of a group's classes, shortened to the first and last when there are many."""
-    names = [stream.class_names[label] for label in experience.labels]
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"

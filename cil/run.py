@@ -203,12 +203,19 @@ def _run_method(
             experiment=place.parent.parent.name,
             method=name,
             seed=seed,
-            config={**wanted, "stream_fingerprint": stream.fingerprint},
+            config={**wanted, "stream_fingerprint": stream.fingerprint, "environment": where},
             folder=place,
+            tags=_tags(wanted, stream),
         ) as tracker:
             protocol.run(
                 build_method, stream, record, tracker, config.trainer, seed, config.samples
             )
+
+
+def _tags(wanted: Mapping[str, Any], stream: "Stream") -> list[str]:
+    """What runs at W&B are sifted by, besides experiment and method."""
+    kind = "discriminative" if "discriminative" in wanted else "generative"
+    return [kind, "held-out images" if stream.on_validation else "test images"]
 
 
 def stream_facts(stream: "Stream") -> dict[str, Any]:

@@ -11,6 +11,7 @@ import math
 import os
 import queue
 import secrets
+import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,8 @@ from cil.wandb_access import PROBE_SECONDS, Mode, Wish, choose_mode, has_account
 INIT_SECONDS = 15.0  # wandb's own default is 90
 FINISH_SECONDS = 30.0  # for uploading what is left at the end of a run
 SLACK_SECONDS = 10.0  # for the W&B service on this machine to answer at all
+CHARTED_CLASSES = 100
+LEAST_ROOM = 2**17  # bytes; W&B writes blocks of 32 kB
 QUEUE_LENGTH = 100_000  # calls kept while W&B does not answer, some tens of megabytes
 
 logger = logging.getLogger(__name__)
@@ -49,13 +52,19 @@ class Tracker:
     run as failed.
     """
 
-    def __init__(self, begin: Callable[[], Any] | None, patience: float = FINISH_SECONDS) -> None:
+    def __init__(
+        self,
+        begin: Callable[[], Any] | None,
+        patience: float = FINISH_SECONDS,
+        folder: Path | None = None,
+    ) -> None:
         """begin: makes the W&B run, called in the thread; None: a tracker that does nothing.
-        patience: seconds that `finish` waits at most. Use `Tracker.start`.
+        patience: seconds that `finish` waits at most; folder: where W&B's files go. Use
+        `Tracker.start`.
         """
         self._calls: queue.SimpleQueue[Callable[[Any], None] | None] = queue.SimpleQueue()
         self._axes: set[str] = set()
-        self._patience = patience
+        self._patience, self._folder = patience, folder
         self._open = begin is not None
         self._thread = threading.Thread(target=self._work, args=(begin,), daemon=True, name="wandb")
         if self._open:
@@ -71,13 +80,15 @@ class Tracker:
         seed: int,
         config: Mapping[str, Any],
         folder: Path,
+        tags: Sequence[str] = (),
         init_timeout: float = INIT_SECONDS,
     ) -> "Tracker":
         """Begin, or go on with, the W&B run of a method and seed.
 
         folder: the run folder; W&B's own files go to folder/wandb and the id of the W&B run is kept
-        in folder/wandb_id, so that a resumed run goes on in the same one. init_timeout: seconds
-        until an online start is given up for an offline one.
+        in folder/wandb_id, so that a resumed run goes on in the same one. tags: besides the names
+        of experiment and method. init_timeout: seconds until an online start is given up for an
+        offline one.
         """
         try:
             mode = choose_mode(settings.mode)
@@ -98,13 +109,13 @@ class Tracker:
             "group": experiment,
             "job_type": method,
             "name": f"{method}-seed{seed}",
-            "tags": [experiment, method],
+            "tags": [experiment, method, *tags],
             "config": dict(config),
             "dir": str(folder),
             "id": run_id,
         }
         begin = functools.partial(_begin, mode, init_timeout, arguments)
-        return cls(begin, init_timeout + PROBE_SECONDS + FINISH_SECONDS + SLACK_SECONDS)
+        return cls(begin, init_timeout + PROBE_SECONDS + FINISH_SECONDS + SLACK_SECONDS, folder)
 
     def log_step(self, step: int, values: Mapping[str, float]) -> None:
         """Values of one optimiser step; step counts along the whole stream."""
@@ -126,6 +137,26 @@ class Tracker:
                 for t, row in enumerate(values)
             ]
             run.log({"accuracy_matrix": wandb.Table(columns=list(columns), data=list(rows))})
+
+        self._send(call)
+
+    def log_confusion(
+        self, labels: Sequence[int], predictions: Sequence[int], class_names: Sequence[str]
+    ) -> None:
+        """Which class is taken for which, as a chart of W&B's; of very many classes none.
+
+        A cell is a row of its table: the figure of the record shows what the chart cannot.
+        """
+        if len(class_names) > CHARTED_CLASSES:
+            return
+        values = list(class_names), list(labels), list(predictions)
+
+        def call(run: Any) -> None:
+            import wandb
+
+            names, truth, guesses = values
+            chart = wandb.plot.confusion_matrix(y_true=truth, preds=guesses, class_names=names)
+            run.log({"confusion": chart})
 
         self._send(call)
 
@@ -183,6 +214,9 @@ class Tracker:
         self._thread.join(self._patience)
         if self._thread.is_alive():
             _warn("W&B did not finish in time; `wandb sync` can upload what its folder holds")
+        if self._folder is not None and _is_full(self._folder):
+            # It drops what it cannot write, without a word.
+            _warn("W&B's files have gaps", f"the disk of {self._folder} is full")
 
     def _work(self, begin: Callable[[], Any]) -> None:
         """The thread: make the run, then carry out the calls until None or the first failure."""
@@ -234,6 +268,13 @@ def _run_id(folder: Path) -> str:
     if not path.exists():
         write_bytes(path, _new_id().encode())
     return path.read_text().strip()
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < LEAST_ROOM
+    except OSError:
+        return False
 
 
 def _new_id() -> str:

@@ -43,10 +43,10 @@ from cil.methods.method import Generative
 from cil.methods.registry import check_samples, restore
 from cil.methods.scoring import BATCH_SIZE
 from cil.methods.training import find_device
-from cil.protocol import group_name
 from cil.records import RunView, write_bytes
 from cil.run import exit_code
 from cil.sample_metrics import frechet_distance, precision_recall
+from cil.showing import group_name
 from cil.streams.stream import Stream
 from cil.streams.tokens import in_order
 from cil.table import markdown, provenance

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from cil.methods.registry import SETS
 from cil.plots import (
     accuracy_matrix,
+    confusion,
     forgetting_curves,
     method_styles,
     sample_grid,
@@ -170,6 +171,18 @@ def test_small_multiples_share_axes_and_one_legend() -> None:
     assert [line.get_color() for line in shown[4].lines[:-1]] == [STYLES["var"][0]]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["var", "joint"]
+
+
+def test_a_confusion_is_in_per_cent_of_each_class_and_parted_by_group() -> None:
+    counts = np.array([[4, 0, 0], [1, 2, 1], [0, 0, 0]])
+    figure = drawn(confusion(counts, ["a", "b", "c"], [1, 2], "var"))
+    axes, _ = figure.axes
+    assert np.array_equal(axes.images[0].get_array(), [[100, 0, 0], [25, 50, 25], [0, 0, 0]])
+    assert [text.get_text() for text in axes.texts] == ["100", "25", "50", "25"]
+    lines = [path for part in axes.collections for path in part.get_segments()]
+    assert sorted(line[0].tolist() for line in lines) == [[-0.5, 0.5], [0.5, -0.5]]
+    many = drawn(confusion(np.eye(200), [f"class {i}" for i in range(200)], [100, 100], "var"))
+    assert len(many.axes[0].get_xticklabels()) == 50
 
 
 def test_a_grid_shows_every_pixel_of_every_image_beside_its_name() -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -40,6 +41,7 @@ def start(folder: Path, mode: Wish = "offline", init_timeout: float = 8) -> Trac
         seed=3,
         config={"var": {"depth": 4}},
         folder=folder,
+        tags=["generative"],
         init_timeout=init_timeout,
     )
 
@@ -276,6 +278,7 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
     tracker.log_step(7, {"train/loss": 0.2})
     tracker.log_experience(0, {"cl/accuracy": 0.9})
     tracker.log_matrix(np.array([[0.9, np.nan], [0.8, 0.7]]), ["0, 1", "2, 3"])
+    tracker.log_confusion([0, 1, 1], [0, 1, 0], ["zero", "one"])
     tracker.log_figure("forgetting_curves", picture)
     tracker.log_figure("samples", picture, 2)
     tracker.finish({"last_accuracy": 0.75})
@@ -288,7 +291,7 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
     assert run["run_id"] == (folder / "wandb_id").read_text()
     assert (run["run_group"], run["display_name"]) == ("split_digits", "var-seed3")
     assert (run["job_type"], run["project"]) == ("var", "cil-test")
-    assert run["tags"] == ["split_digits", "var"]
+    assert run["tags"] == ["split_digits", "var", "generative"]
     assert run["config"]["update"]["var"] == {"depth": 4}
     metrics = [r["metric"] for r in records if r["type"] == "metric"]
     axes = {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m}
@@ -311,7 +314,30 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
         "columns": ["after experience", "0, 1", "2, 3"],
         "data": [[0, 0.9, None], [1, 0.8, 0.7]],
     }
+    (chart,) = folder.glob("wandb/offline-run-*/files/media/table/confusion*.json")
+    counts = {(row[0], row[1]): row[2] for row in json.loads(chart.read_text())["data"]}
+    assert {pair: n for pair, n in counts.items() if n} == {
+        ("zero", "zero"): 1,
+        ("one", "one"): 1,
+        ("one", "zero"): 1,
+    }
     assert list(folder.glob("wandb/offline-run-*/files/media/images/figures/*.png"))
+
+
+@pytest.mark.integration
+def test_a_full_disk_is_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """W&B itself says nothing of rows that it could not write."""
+    free = types.SimpleNamespace(free=4096)
+    with caplog.at_level(logging.WARNING):
+        for name in ("a", "b"):
+            tracker = start(tmp_path / name)
+            tracker.log_step(0, {"train/loss": 0.3})
+            monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+            tracker.finish({"last_accuracy": 0.75})
+    (record,) = caplog.records
+    assert "is full" in record.message
 
 
 ONLINE = """

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from cil.plots.curves import (
     accuracy_matrix,
     changing_pixels,
+    confusion,
     forgetting_curves,
     small_multiples,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "Figure",
     "accuracy_matrix",
     "changing_pixels",
+    "confusion",
     "forgetting_curves",
     "heat_maps",
     "method_styles",

@@ -9,10 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
-from cil.plots.style import LINES, Style, method_styles, open_frame
+from cil.plots.style import LINES, Style, method_styles, open_frame, shortened
 
 METHODS_OF_ONE_PANEL = 9  # more of them are drawn family by family
 LABEL_GAP = 4.2  # per cent of accuracy between the names at the line ends: their height
+NAMED_CLASSES = 50  # names that can be read beside a matrix
 ANNOTATED_GROUPS = 20  # numbers in the cells of a larger matrix could not be read
 
 
@@ -82,6 +83,39 @@ def accuracy_matrix(R: ArrayLike, group_names: Sequence[str], title: str) -> Fig
     if T <= ANNOTATED_GROUPS:
         _annotate(axes, values)
     figure.colorbar(image, ax=axes, label="Accuracy (%)", fraction=0.046, pad=0.03)
+    return figure
+
+
+def confusion(
+    counts_CC: ArrayLike, class_names: Sequence[str], group_sizes: Sequence[int], title: str
+) -> Figure:
+    """How often each class (a row) was taken for each class (a column), in per cent of its images.
+
+    Lines part the class groups, whose sizes are given: what drifts to the last groups is forgotten.
+    """
+    counts = np.asarray(counts_CC, np.float64)
+    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    C = len(shares)
+    side = float(np.clip(0.42 * C, 3.2, 9.0))
+    figure = Figure(figsize=(side + 2.1, side + 0.9), layout="constrained")
+    axes = figure.add_subplot()
+    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
+    borders = np.cumsum(group_sizes)[:-1] - 0.5
+    axes.hlines(borders, -0.5, C - 0.5, color="white", linewidth=0.8)
+    axes.vlines(borders, -0.5, C - 0.5, color="white", linewidth=0.8)
+    shown = range(0, C, -(-C // NAMED_CLASSES))
+    names = [shortened(class_names[i]) for i in shown]
+    upright = max(map(len, names), default=1) <= 2
+    axes.set_xticks(shown, names, rotation=0 if upright else 90, fontsize=8)
+    axes.set_yticks(shown, names, fontsize=8)
+    axes.set_xlabel("Predicted class, in order of arrival")
+    axes.set_ylabel("Class")
+    axes.set_title(title, loc="left")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    if C <= ANNOTATED_GROUPS:
+        _annotate(axes, np.where(shares > 0, shares, np.nan))
+    figure.colorbar(image, ax=axes, label="Of the class's images (%)", fraction=0.046, pad=0.03)
     return figure
 
 

@@ -9,7 +9,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from cil.plots.style import ORANGE
+from cil.plots.style import ORANGE, shortened
 
 ROWS_OF_SAMPLES = 25  # of one panel: a hundred classes stand in four of them
 
@@ -29,7 +29,7 @@ def sample_grid(
     rows, across = images.shape[:2]
     panels = max(1, -(-rows // ROWS_OF_SAMPLES))
     height = -(-rows // panels)
-    shown = [name if len(name) <= 18 else f"{name[:17]}…" for name in names]
+    shown = [shortened(name) for name in names]
     letters = 0.08 * max(map(len, shown), default=1)
     width = max(panels * (tile * across + letters + 0.3) + 0.2, 0.09 * len(title))
     around = 0.1 + 0.35 * bool(title) + 0.25 * bool(columns)

@@ -14,6 +14,7 @@ Style = tuple[str, str]  # colour, marker
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 
+LETTERS = 18  # of a class's name
 # By what a class group of a generative method may change; diffusion's lines are dashed.
 PLASTICITY_STYLES: dict[str, Style] = {
     "adapter": (BLUE, "o"),
@@ -88,6 +89,11 @@ def method_styles(names: Sequence[str]) -> dict[str, Style]:
         unused = [style for style in free if style[0] not in colours]
         styles[name] = (unused or free or order)[0]
     return {name: styles[name] for name in names}
+
+
+def shortened(name: str) -> str:
+    """A class's name, cut where it would take more room than what it names."""
+    return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
 def open_frame(axes: Axes) -> None:

@@ -190,7 +190,7 @@ class RunView:
 
     def metrics(self) -> "pd.DataFrame":
         """metrics.csv: experience, step, name, value."""
-        return _read_table(self.folder / METRICS)
+        return read_table(self.folder / METRICS)
 
     def state(self, experience: int | None = None) -> dict[str, Any]:
         """The method as it was at the end (`cil.methods.registry.restore` makes one of it).
@@ -218,7 +218,7 @@ class RunView:
 
     def predictions(self) -> "pd.DataFrame":
         """predictions.csv as the protocol wrote it."""
-        return _read_table(self.folder / PREDICTIONS)
+        return read_table(self.folder / PREDICTIONS)
 
     def explanations(self) -> "pd.DataFrame":
         """What tokens said of a few test images after each experience; see `cil.drift.reasons`."""
@@ -230,7 +230,7 @@ def read_explanations(folder: Path) -> "pd.DataFrame":
     import pandas as pd
 
     paths = sorted((folder / EXPLANATIONS).glob("*.csv"), key=lambda path: (len(path.name), path))
-    return pd.concat([_read_table(path) for path in paths]) if paths else pd.DataFrame()
+    return pd.concat([read_table(path) for path in paths]) if paths else pd.DataFrame()
 
 
 def read_runs(root: Path) -> list[RunView]:
@@ -264,7 +264,8 @@ def read_run(folder: Path) -> RunView:
     )
 
 
-def _read_table(path: Path) -> "pd.DataFrame":
+def read_table(path: Path) -> "pd.DataFrame":
+    """A CSV file; UserError when it is missing or damaged."""
     import pandas as pd
 
     try:

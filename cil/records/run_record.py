@@ -200,6 +200,10 @@ class RunRecord:
         """Write the predictions of the final evaluation, one row an image."""
         write_bytes(self.folder / layout.PREDICTIONS, frame.to_csv(index=False).encode())
 
+    def predictions(self) -> "pd.DataFrame":
+        """What `save_predictions` wrote."""
+        return layout.read_table(self.folder / layout.PREDICTIONS)
+
     def save_samples(self, experience: int, images: Images) -> None:
         """Write what was drawn of every class after an experience, (classes, images, H, W, ch)."""
         write_samples(sheet(self.folder, experience), images)
