@@ -205,7 +205,7 @@ class DiscriminativeConfig:
     ewc_lambda: float = 100.0
     """ewc: strength of the penalty (its paper reports 400 to 5,000, of other losses)."""
     si_lambda: float = 1.0
-    """si: strength of the penalty (its paper: 1.0 on permuted MNIST, 0.1 on split MNIST)."""
+    """si: strength of the penalty (its authors' code tries 0.01 to 1)."""
     mas_lambda: float = 1.0
     """mas: strength of the penalty (its paper: 1)."""
     mas_alpha: float = 0.5

@@ -41,6 +41,67 @@ class SharedAGEM(AGEMPlugin):
         self.buffer_dliter, self.reference_gradients = iter([]), torch.empty(0)
 
 
+class MendedSI:
+    """Synaptic Intelligence (arXiv 1703.04200), as its authors' code has it.
+
+    Avalanche's keeps views of the weights where it means copies, on a CPU: none seems to have
+    moved, every importance is zero, and it learns as one that does nothing against forgetting. On
+    a GPU it bounds importances by 0.001, which makes nearly all of them equal.
+    """
+
+    supports_distributed = False
+
+    def __init__(self, si_lambda: float, damping: float) -> None:
+        self.si_lambda, self.damping = si_lambda, damping
+        self.anchors: dict[str, Tensor] = {}  # the weights after the last experience
+        self.importances: dict[str, Tensor] = {}
+
+    def before_training_exp(self, strategy: Any, **_: Any) -> None:
+        for name, weight in strategy.model.named_parameters():  # some have grown by new classes
+            self.anchors[name] = _grown(self.anchors.get(name), weight.detach())
+            old = self.importances.get(name)
+            self.importances[name] = _grown(old, torch.zeros_like(weight))
+        self.started = _copied(strategy.model)
+        self.paths = {name: torch.zeros_like(weight) for name, weight in self.started.items()}
+
+    def before_training_iteration(self, strategy: Any, **_: Any) -> None:
+        self.before = _copied(strategy.model)
+
+    def before_backward(self, strategy: Any, **_: Any) -> None:
+        for name, weight in strategy.model.named_parameters():
+            away = (weight - self.anchors[name]).square()
+            strategy.loss += self.si_lambda * (self.importances[name] * away).sum()
+
+    @torch.no_grad()
+    def after_training_iteration(self, strategy: Any, **_: Any) -> None:
+        """Add up by how much each weight lowered the loss, the penalty left out."""
+        for name, weight in strategy.model.named_parameters():
+            before = self.before[name]
+            pull = 2 * self.si_lambda * self.importances[name] * (before - self.anchors[name])
+            self.paths[name] -= (weight.grad - pull) * (weight - before)
+
+    @torch.no_grad()
+    def after_training_exp(self, strategy: Any, **_: Any) -> None:
+        for name, weight in strategy.model.named_parameters():
+            moved = (weight - self.started[name]).square()
+            earned = self.paths[name] / (moved + self.damping)
+            self.importances[name] = (self.importances[name] + earned).clamp_min(0)
+        self.anchors = _copied(strategy.model)
+        del self.started, self.paths, self.before
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def _grown(old: Tensor | None, new: Tensor) -> Tensor:
+    """A copy of `new` that holds `old`, of fewer units or as many, where that has values."""
+    grown = new.clone()
+    if old is not None:
+        grown[tuple(slice(size) for size in old.shape)] = old
+    return grown
+
+
 class MendedBiC(BiCPlugin):
     """BiC within the memory it is given, its images held out for the bias counted in.
 

@@ -4,6 +4,7 @@ What they share (precision, loading, errors, logging) is in test_discriminative.
 """
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -148,7 +149,7 @@ def test_bytes_are_those_of_images_logits_statistics_and_old_networks(learned) -
     expected = {
         "finetune": 0,
         "ewc": 4 * second,  # the weights and their importances, of either experience
-        "si": 3 * (second - 4 * 2 * (32 + 64 + 64)),  # those of the normalisation have none
+        "si": 2 * second,  # the weights and their importances, of all experiences
         "mas": 2 * second,
         "lwf": network,
         "ncm": 4 * 4 * width,
@@ -190,6 +191,50 @@ def test_a_frozen_backbone_learns_the_first_experience_alone(name, stream) -> No
     learn(method, 1)
     assert all(torch.equal(before[key], value) for key, value in features.state_dict().items())
     assert features.passes.learned == len(stream.experiences[0].train)
+
+
+def test_si_gives_a_weight_the_importance_that_its_paper_defines() -> None:
+    """How far it lowered the loss over how far it went; none to a weight that did nothing."""
+    from cil.methods.avalanche_plugins import MendedSI
+
+    model = torch.nn.Linear(2, 1, bias=False)
+    torch.nn.init.constant_(model.weight, 1.0)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.01)
+    strategy = SimpleNamespace(model=model, loss=None)
+    plugin = MendedSI(si_lambda=1.0, damping=0.5)
+    plugin.before_training_exp(strategy)
+    for _ in range(300):
+        plugin.before_training_iteration(strategy)
+        sgd.zero_grad()
+        strategy.loss = 3 * model.weight[0, 0].square() + 0 * model.weight[0, 1]
+        plugin.before_backward(strategy)
+        strategy.loss.backward()
+        sgd.step()
+        plugin.after_training_iteration(strategy)
+    plugin.after_training_exp(strategy)
+    expected = torch.tensor([[3 / (1 + 0.5), 0.0]])
+    torch.testing.assert_close(plugin.importances["weight"], expected, rtol=0.05, atol=0)
+
+
+def test_si_holds_on_to_the_weights_that_mattered(stream) -> None:
+    free, held = (make("si", stream, si_lambda=strength) for strength in (0.0, 100.0))
+    for method in (free, held):
+        learn(method, 0)
+    before = _weights(free)
+    assert torch.equal(before, _weights(held))  # nothing to hold on to yet
+    plugin = next(p for p in held.strategy.plugins if hasattr(p, "importances"))
+    importances = torch.cat([value.flatten() for value in plugin.importances.values()])
+    assert importances.min() >= 0
+    assert importances.max() > 10 * importances.median() > 0
+    for method in (free, held):
+        learn(method, 1)
+    assert (_weights(held) - before).norm() < 0.5 * (_weights(free) - before).norm()
+
+
+def _weights(method: Discriminative) -> torch.Tensor:
+    """Those of the backbone."""
+    features = next(m for m in method.model.modules() if hasattr(m, "passes"))
+    return torch.cat([weight.detach().flatten() for weight in features.parameters()])
 
 
 def test_icarl_takes_no_mean_of_mirrored_digits(learned) -> None:
