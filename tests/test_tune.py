@@ -141,11 +141,25 @@ def test_tuned_settings_are_one_methods_alone() -> None:
         ({"ewc": {"stream.validation": 0.5}}, "stream.validation, which is none"),
         ({"ewc": {"discriminative.epochs": 2.5}}, "epochs as 2.5, which must be int"),
         ({"ewc": {"discriminative.lr": "high"}}, "lr as high, which must be float"),
+        ({"ewc": {"discriminative.optimizer": "sdg"}}, "sdg, which must be one of adam, sgd"),
+        ({"diffusion": {"diffusion.size": "M"}}, "size as M, which must be one of S, B, L, XL"),
+        ({"ewc": {"discriminative.lwf_alpha": 2.0}}, "lwf_alpha, which ewc does not read"),
+        ({"ewc": {"var.lr": 0.1}}, "var.lr, which ewc does not read"),
+        ({"var": {"diffusion.lr": 0.1}}, "diffusion.lr, which var does not read"),
+        ({"var-copy": {"var.plasticity": "trunk"}}, "plasticity, which var-copy does not read"),
+        ({"all": {"discriminative.lr": 0.1}}, "tuned names all, which is many methods"),
     ],
 )
 def test_tuned_settings_that_do_not_exist_are_refused(content, message) -> None:
     with pytest.raises(UserError, match=message):
         check_tuned(Config(tuned=content))
+
+
+def test_tuned_settings_are_chosen_from_the_same_words() -> None:
+    tuned = {"diffusion-copy": {"diffusion.size": "S", "tokenizer.steps": 9}}
+    own = settings("diffusion-copy", Config(tuned=tuned), 0)
+    assert (own["diffusion"]["size"], own["tokenizer"]["steps"]) == ("S", 9)
+    check_tuned(Config(tuned={"var": {"var.plasticity": "trunk", "var.schedule": "a_varc"}}))
 
 
 def test_a_shorter_stream_on_validation_images_has_the_same_training(tmp_path) -> None:

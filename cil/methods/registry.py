@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from cil.command_line import near
 from cil.config import (
@@ -123,7 +123,8 @@ def tuned(name: str, config: Config) -> Config:
     """The settings with those laid over them that `config.tuned` has for this method alone.
 
     Raises:
-        UserError: there is no such setting, or its value is of another type.
+        UserError: there is no such setting, the method does not read it, or its value is of another
+            type or none of those to choose from.
     """
     sections: dict[str, dict[str, Any]] = {}
     for key, value in config.tuned.get(name, {}).items():
@@ -131,19 +132,44 @@ def tuned(name: str, config: Config) -> Config:
         own = getattr(config, section, None)
         if section not in TUNABLE or not hasattr(own, field):
             raise UserError(f"tuned.{name} names the setting {key}, which is none of a method.")
+        if not _reads(name, section, field):
+            raise UserError(f"tuned.{name} names the setting {key}, which {name} does not read.")
+        choices = _choices(get_type_hints(type(own))[field])
         kind = type(getattr(own, field))
         if kind is float and type(value) is int:
             value = float(value)
-        if type(value) is not kind:
+        if choices and value not in choices:
+            wanted = f"one of {', '.join(choices)}"
+            raise UserError(f"tuned.{name} gives {key} as {value}, which must be {wanted}.")
+        if not choices and type(value) is not kind:
             raise UserError(f"tuned.{name} gives {key} as {value}, which must be {kind.__name__}.")
         sections.setdefault(section, {})[field] = value
     return replace(config, **{n: replace(getattr(config, n), **v) for n, v in sections.items()})
+
+
+def _reads(name: str, section: str, field: str) -> bool:
+    """Whether a method's run depends on a setting of one of the `TUNABLE` sections."""
+    if name in DISCRIMINATIVE:
+        return section == "discriminative" and field in RECIPES[name].settings([field])
+    if field == "plasticity" and name in PLASTIC:  # its name says that
+        return False
+    return section in ("tokenizer", _kind(name))
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    """The words that a setting declared as `kind` may be; none if it may be others."""
+    if get_origin(kind) is Literal:
+        words: tuple[str, ...] = get_args(kind)
+        return words
+    return tuple(word for part in get_args(kind) for word in _choices(part))
 
 
 def check_tuned(config: Config) -> None:
     """Raises UserError when `tuned` names a method or a setting that does not exist."""
     for name in config.tuned:
         check_names([name])
+        if name in SETS:
+            raise UserError(f"tuned names {name}, which is many methods: name each by its own.")
         tuned(name, config)
 
 
