@@ -55,7 +55,8 @@ def find(experiment: str) -> Path:
 def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     """An experiment's Config with `arguments` laid over it, and whether to start afresh.
 
-    `--help` and `--print_config` print and exit.
+    What is asked for as --KEY=VALUE holds for every method, also for one that a file has `tuned`
+    otherwise. `--help` and `--print_config` print and exit.
 
     Raises:
         UserError: unknown experiment, unknown key or a value of the wrong type.
@@ -69,6 +70,12 @@ def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     parsed = _parsed(parser, [*yaml, *arguments], "the command line")
     values = parser.instantiate(parsed)
     config = Config(**{field.name: values[field.name] for field in fields(Config)})
+    given = {argument[2:].partition("=")[0] for argument in arguments if argument[:2] == "--"}
+    if "tuned" not in given:
+        config.tuned = {
+            method: {key: value for key, value in own.items() if key not in given}
+            for method, own in config.tuned.items()
+        }
     return config, parsed.fresh
 
 

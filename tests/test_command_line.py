@@ -93,6 +93,20 @@ def test_the_last_of_two_overrides_counts() -> None:
     assert parsed("--var.depth=6", "--var.depth=7").var.depth == 7
 
 
+@pytest.mark.parametrize("spelling", [["--discriminative.lr=0.1"], ["--discriminative.lr", "0.1"]])
+def test_what_is_asked_for_holds_for_methods_that_are_tuned_too(
+    spelling: list[str], tmp_path: Path
+) -> None:
+    picks = tmp_path / "tuned.yaml"
+    picks.write_text("tuned: {mas: {discriminative.mas_lambda: 3.0, discriminative.lr: 0.2}}")
+    config, _ = parse("split_digits", [f"--config={picks}", *spelling])
+    assert config.discriminative.lr == 0.1
+    assert config.tuned == {"mas": {"discriminative.mas_lambda": 3.0}}
+    own = "--tuned={mas: {discriminative.lr: 0.3}}"  # unless the same line asks for both
+    config, _ = parse("split_digits", [*spelling, own])
+    assert config.tuned == {"mas": {"discriminative.lr": 0.3}}
+
+
 def test_fresh_is_no_part_of_the_config() -> None:
     assert parse("split_digits", ["--fresh"]) == (of_digits(), True)
     assert parse("split_digits", []) == (of_digits(), False)
