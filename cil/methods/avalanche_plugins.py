@@ -12,7 +12,7 @@ from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoad
 from avalanche.models import FeCAMClassifier
 from avalanche.training.plugins import AGEMPlugin, BiCPlugin, bic
 from avalanche.training.storage_policy import ClassBalancedBuffer
-from avalanche.training.supervised import StreamingLDA
+from avalanche.training.supervised import DER, ER_ACE, StreamingLDA
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
@@ -100,6 +100,32 @@ def _grown(old: Tensor | None, new: Tensor) -> Tensor:
     if old is not None:
         grown[tuple(slice(size) for size in old.shape)] = old
     return grown
+
+
+class _ReplaysAllItHas:
+    """Replays what is stored also where that is less than a batch.
+
+    Avalanche's two strategies below then replay nothing, and say nothing of it.
+    """
+
+    storage_policy: Any
+
+    @property
+    def batch_size_mem(self) -> int:
+        """Stored images in every step: it changes with the memory, between two experiences."""
+        return max(1, min(self._wished, len(self.storage_policy.buffer)))
+
+    @batch_size_mem.setter
+    def batch_size_mem(self, wished: int) -> None:
+        self._wished = wished
+
+
+class MendedDER(_ReplaysAllItHas, DER):
+    """DER++."""
+
+
+class MendedERACE(_ReplaysAllItHas, ER_ACE):
+    """ER-ACE."""
 
 
 class MendedBiC(BiCPlugin):

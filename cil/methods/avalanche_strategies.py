@@ -64,7 +64,7 @@ def _parts(
     options |= {name: getattr(settings, key) for name, key in recipe.options.items()}
     if recipe.memory is not None:
         options[recipe.memory] = settings.stored_images
-    if "batch_size_mem" in options:  # with fewer stored, two of the strategies use none in silence
+    if "batch_size_mem" in options:  # no more than are stored can be replayed in a step
         options["batch_size_mem"] = min(settings.batch_size, settings.stored_images)
     match recipe.kind:
         case "icarl":

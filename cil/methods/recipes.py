@@ -132,7 +132,7 @@ RECIPES = {
         carries=("old_model.feature_extractor", "old_model.train_classifier", "class_means"),
     ),
     "derpp": Recipe(
-        "DER",
+        "MendedDER",
         "Buzzega et al. 2020, arXiv 2004.07211",
         kind="whole",
         options={"alpha": "derpp_alpha", "beta": "derpp_beta", **_REPLAYED},
@@ -140,7 +140,7 @@ RECIPES = {
         carries=("storage_policy.buffer.logits",),
     ),
     "er_ace": Recipe(
-        "ER_ACE",
+        "MendedERACE",
         "Caccia et al. 2022, arXiv 2104.05025",
         options=_REPLAYED,
         memory="mem_size",

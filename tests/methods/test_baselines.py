@@ -310,6 +310,27 @@ def test_groups_of_different_size_share_a_memory_evenly() -> None:
         assert max(counts.values()) - min(counts.values()) <= 2, name  # bic: one of each memory
 
 
+@pytest.mark.parametrize("name", ["derpp", "er_ace"])
+def test_a_memory_smaller_than_a_batch_is_replayed_whole(name) -> None:
+    source = digits(validation=0.15, augment=True, image_size=8)
+    stream = build_stream(source, "b0-1", class_order(10, 1993))
+    method = make(name, stream, batch_size=192, stored_images=200, epochs=1)
+    learn(method, 0)
+    assert len(method.strategy.storage_policy.buffer) < 192
+    replayed = []
+
+    class Watch:
+        supports_distributed = False
+
+        def before_backward(self, strategy, **_) -> None:
+            replayed.append(strategy.replay_loader is not None)
+
+    method.strategy.plugins.append(Watch())
+    learn(method, 1)
+    assert replayed
+    assert all(replayed)
+
+
 def _counts(method: Discriminative) -> dict[int, int]:
     labels: list[int] = []
     for owner in (method.strategy, *method.strategy.plugins):
