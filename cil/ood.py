@@ -30,7 +30,7 @@ from cil import cache
 from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.files import replacing
-from cil.methods.registry import restore
+from cil.methods.registry import is_of, restore
 from cil.methods.scoring import score
 from cil.methods.training import find_device
 from cil.records import RunView
@@ -157,7 +157,7 @@ class _WithNull:
 
 def is_generative(run: RunView) -> bool:
     """Whether a run's method has likelihoods."""
-    return "discriminative" not in run.config
+    return is_of(run.config, "generative")
 
 
 def earlier_classes_stay(run: RunView) -> bool:

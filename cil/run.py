@@ -25,11 +25,13 @@ from cil.methods.registry import (
     check_seeds,
     check_tuned,
     expand,
+    is_of,
     settings,
 )
 from cil.records import RunView, finished_run
 
 if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait for them
+    from cil.methods.method import Method
     from cil.streams.stream import Stream
 
 HELP = f"""usage: {USAGE}
@@ -182,17 +184,33 @@ def _run_method(
     fresh: bool,
 ) -> None:
     """One method with one seed, from wherever its record in `place` left off."""
+    wanted = settings(name, config, seed)
+    learn_recorded(partial(build, name, config, stream), wanted, config, stream, place, fresh)
+
+
+def learn_recorded(
+    build_method: Callable[[], "Method"],
+    wanted: Mapping[str, Any],
+    config: Config,
+    stream: "Stream",
+    place: Path,
+    fresh: bool,
+) -> None:
+    """Take a method through a stream with its record in `place` and its run at W&B.
+
+    wanted: the settings that its numbers depend on, with "method" and "seed"; a record of others is
+    not gone on with.
+    """
     from cil import protocol
     from cil.environment import environment
     from cil.records import RunRecord
     from cil.tracking import Tracker
 
-    build_method = partial(build, name, config, stream)
+    name, seed = wanted["method"], wanted["seed"]
     if not parallel.is_first():
         nowhere = Tracker(None)
         protocol.run(build_method, stream, None, nowhere, config.trainer, seed, config.samples)
         return
-    wanted = settings(name, config, seed)
     facts = stream_facts(stream)
     where, kept = environment(config.trainer), config.trainer.keep_checkpoints
     with RunRecord.open(place, wanted, facts, where, fresh, keep_checkpoints=kept) as record:
@@ -214,8 +232,8 @@ def _run_method(
 
 def _tags(wanted: Mapping[str, Any], stream: "Stream") -> list[str]:
     """What runs at W&B are sifted by, besides experiment and method."""
-    kind = "discriminative" if "discriminative" in wanted else "generative"
-    return [kind, "held-out images" if stream.on_validation else "test images"]
+    kinds = [kind for kind in ("generative", "discriminative") if is_of(wanted, kind)]
+    return [*kinds, "held-out images" if stream.on_validation else "test images"]
 
 
 def stream_facts(stream: "Stream") -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Method names: what they are built from and which settings they depend on. Imports are lazy."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -86,6 +87,12 @@ def settings(name: str, config: Config, seed: int) -> dict[str, Any]:
         return sections | {"discriminative": {k: own[k] for k in RECIPES[name].settings(own)}}
     own = {_kind(name): asdict(_generative(name, config))}
     return sections | {"tokenizer": asdict(config.tokenizer)} | own
+
+
+def is_of(settings: Mapping[str, Any], kind: str) -> bool:
+    """Whether these are the settings of a "generative" or of a "discriminative" method of cil."""
+    sections = KINDS if kind == "generative" else (kind,)
+    return any(section in settings for section in sections)
 
 
 def build(name: str, config: Config, stream: Any) -> Any:
@@ -186,6 +193,8 @@ def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
 
     kinds = {"stream": StreamConfig, "tokenizer": TokenizerConfig, "var": VARConfig}
     kinds |= {"diffusion": DiffusionConfig, "discriminative": DiscriminativeConfig}
+    if run.method not in NAMES:
+        raise UserError(f"{run.folder} is of a method of your own, which cil cannot build.")
     other = UserError(f"{run.folder} was written by another version of cil: use that.")
     try:
         sections = {n: kind(**run.config[n]) for n, kind in kinds.items() if n in run.config}
@@ -193,6 +202,11 @@ def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
         raise other from None
     config = Config(**sections, trainer=trainer)
     stream = open_stream(config.stream, cache)
+    if stream.fingerprint != run.stream["fingerprint"]:
+        raise UserError(
+            f"The images of {stream.name} are not those that {run.folder} learned (their "
+            f"fingerprints are {stream.fingerprint} and {run.stream['fingerprint']})."
+        )
     method, state = build(run.method, config, stream), run.state()
     try:
         method.load_state(state)

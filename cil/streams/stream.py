@@ -39,7 +39,7 @@ class Source:
     image_size: int
     channels: int
     content: str  # hex sha256 of the images and lists that define it
-    augment: Transform | None  # of one image tensor; applied to training images alone
+    augment: Transform | None = None  # of one image tensor; applied to training images alone
     class_list: str | None = None  # name of the list that chose the classes; None: all there are
 
 
