@@ -6,14 +6,20 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from cil.methods.registry import SETS
 from cil.plots import (
+    accuracy_matrices,
     accuracy_matrix,
+    bars,
     confusion,
+    costs,
     forgetting_curves,
     method_styles,
+    note,
+    over_experiences,
     sample_grid,
     small_multiples,
     tinted,
@@ -55,6 +61,38 @@ def test_the_band_spans_the_seeds_and_the_title_says_so() -> None:
     assert (ys.min(), ys.max()) == (95, 100)
     assert axes.get_title(loc="left") == "mean and range over up to 2 seeds"
     assert not forgetting_curves({"var": CURVES["var"][:1]}).axes[0].get_title(loc="left")
+
+
+def test_the_confidence_band_is_students_and_every_seed_a_thin_line() -> None:
+    seeds = [np.array([0.9, 0.5]), np.array([0.9, 0.6]), np.array([0.9, 0.7])]
+    axes = forgetting_curves({"var": seeds, "joint": seeds[:1]}, band="confidence").axes[0]
+    (band,) = axes.collections
+    ys = np.asarray(band.get_paths()[0].vertices)[:, 1]
+    # of 50, 60 and 70: a deviation of 10, and 4.3027 of the table for two degrees of freedom
+    half = 4.3027 * 10 / np.sqrt(3)
+    assert (ys.min(), ys.max()) == pytest.approx((60 - half, max(90, 60 + half)), abs=1e-3)
+    assert sorted(line.get_linewidth() for line in axes.lines) == [0.6] * 3 + [1.8] * 2
+    assert "95 % confidence band, up to 3 seeds" in axes.get_title(loc="left")
+
+
+def test_a_seed_that_is_shorter_leaves_its_last_experiences_without_a_band() -> None:
+    figure = drawn(forgetting_curves({"var": [[1.0, 0.9], [0.9]]}, band="confidence"))
+    ys = np.asarray(figure.axes[0].collections[0].get_paths()[0].vertices)
+    assert set(ys[ys[:, 0] == 2, 1]) == {90}
+
+
+def test_shares_over_experiences_fill_their_axis_and_start_where_they_are_known() -> None:
+    curves = {"var-trunk": [[np.nan, 0.02, 0.04]], "var": [[np.nan, 0.0, 0.0]]}
+    axes = drawn(over_experiences(curves, "Images changed (%)")).axes[0]
+    assert axes.get_ylabel() == "Images changed (%)"
+    assert axes.get_ylim()[1] == pytest.approx(4.32)
+    assert [line.get_xdata().tolist() for line in axes.lines] == [[2, 3], [2, 3]]  # type: ignore[union-attr]
+    drawn(over_experiences({"var": [[np.nan, 0.0]]}, "Images changed (%)"))
+
+
+def test_a_note_says_why_there_is_no_figure() -> None:
+    (text,) = drawn(note("None of these runs has one.")).texts
+    assert text.get_text() == "None of these runs has one."
 
 
 def test_every_line_is_named_at_its_end_and_no_name_covers_another() -> None:
@@ -112,6 +150,61 @@ def test_a_large_matrix_keeps_its_size_and_drops_its_numbers() -> None:
     figure = drawn(accuracy_matrix(R, [f"group {i}" for i in range(50)], "large"))
     assert max(figure.get_size_inches()) < 12
     assert texts(figure) == []
+
+
+def test_small_matrices_share_their_colours_and_lie_in_rows() -> None:
+    R = np.array([[0.9, np.nan], [0.25, 1.0]])
+    figure = drawn(accuracy_matrices({f"m{i}": R for i in range(8)}))
+    *panels, bar = figure.axes
+    shown = [axes for axes in panels if axes.get_visible()]
+    assert [axes.get_title(loc="left") for axes in shown] == [f"m{i}" for i in range(8)]
+    assert {axes.images[0].get_clim() for axes in shown} == {(0, 100)}
+    assert sorted(texts(figure)) == ["100", "25", "90"]
+    assert bar.get_ylabel() == "Accuracy (%)"
+    drawn(accuracy_matrices({}))
+
+
+def test_bars_are_sorted_by_the_first_panel_in_the_colours_of_the_methods() -> None:
+    first = {"finetune": [90.0, 94.0], "diffusion-copy": [1.0], "joint": [0.5, -0.1]}
+    figure = drawn(bars({"Forgetting (%)": first, "BWT (%)": {n: [-1.0] for n in first}}))
+    for axes in figure.axes:
+        assert [bar.get_y() for bar in axes.patches] == sorted(bar.get_y() for bar in axes.patches)  # type: ignore[attr-defined]
+    axes = figure.axes[0]
+    order = ["joint", "diffusion-copy", "finetune"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == order
+    assert [to_hex(bar.get_edgecolor()).upper() for bar in axes.patches] == [
+        STYLES[name][0] for name in order
+    ]
+    assert [bool(bar.get_hatch()) for bar in axes.patches] == [False, True, False]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["Forgetting (%)", "BWT (%)"]
+    assert texts(figure) == ["0.2", "1.0", "92.0"]
+    assert axes.get_ylim()[0] > axes.get_ylim()[1]  # the first on top
+    drawn(bars({}))
+
+
+def test_costs_name_the_best_first_and_join_what_none_beats() -> None:
+    points = {
+        "finetune": [(1e6, 0.2), (3e6, 0.4)],
+        "joint": [(2e6, 0.9)],
+        "var": [(1e8, 0.8)],
+        "diffusion": [(2e8, 0.95)],
+    }
+    figure = drawn(costs({"Multiply-accumulates": points}, "Accuracy (%)"))
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "diffusion  95.0",
+        "joint  90.0",
+        "var  80.0",
+        "finetune  30.0",
+    ]
+    front = axes.lines[-1]
+    assert np.asarray(front.get_xdata()).tolist() == [2e6, 2e8]
+    assert np.allclose(front.get_ydata(), [90, 95])
+    assert axes.get_xscale() == "log"
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Multiply-accumulates", "Accuracy (%)")
+    faces = [line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "o"]
+    assert faces == ["white", STYLES["var"][0]]  # diffusion is hollow
+    drawn(costs({}, "Accuracy (%)"))
 
 
 def test_methods_keep_their_style_and_never_share_one() -> None:

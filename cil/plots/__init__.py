@@ -7,23 +7,31 @@ drawn in any thread and on a machine without a display.
 from matplotlib.figure import Figure
 
 from cil.plots.curves import (
-    accuracy_matrix,
+    Band,
     changing_pixels,
-    confusion,
     forgetting_curves,
+    over_experiences,
     small_multiples,
 )
-from cil.plots.pictures import heat_maps, sample_grid, signed_maps, tinted
+from cil.plots.matrices import accuracy_matrices, accuracy_matrix, confusion
+from cil.plots.methods import bars, costs
+from cil.plots.pictures import heat_maps, note, sample_grid, signed_maps, tinted
 from cil.plots.style import method_styles
 
 __all__ = [
+    "Band",
     "Figure",
+    "accuracy_matrices",
     "accuracy_matrix",
+    "bars",
     "changing_pixels",
     "confusion",
+    "costs",
     "forgetting_curves",
     "heat_maps",
     "method_styles",
+    "note",
+    "over_experiences",
     "sample_grid",
     "signed_maps",
     "small_multiples",

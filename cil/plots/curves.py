@@ -1,6 +1,7 @@
-"""Lines and matrices: accuracies over experiences, over strengths, over pixels."""
+"""Lines: accuracy over experiences, under shift, and as pixels change."""
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from matplotlib.artist import Artist
@@ -8,25 +9,45 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtrit
 
-from cil.plots.style import LINES, Style, method_styles, open_frame, shortened
+from cil.plots.style import LINES, Style, method_styles, of_diffusion, open_frame
+
+Band = Literal["range", "confidence"]
 
 METHODS_OF_ONE_PANEL = 9  # more of them are drawn family by family
-LABEL_GAP = 4.2  # per cent of accuracy between the names at the line ends: their height
-NAMED_CLASSES = 50  # names that can be read beside a matrix
-ANNOTATED_GROUPS = 20  # numbers in the cells of a larger matrix could not be read
+LABEL_GAP = 4.2  # per cent of the axis between the names at the line ends: their height
 
 
 def forgetting_curves(
-    curves: Mapping[str, Sequence[ArrayLike]], families: Mapping[str, str] | None = None
+    curves: Mapping[str, Sequence[ArrayLike]],
+    families: Mapping[str, str] | None = None,
+    band: Band = "range",
 ) -> Figure:
     """Accuracy on all classes seen so far against the experiences learned, one line a method.
 
     curves: method -> for each seed the accuracy curve (T,) in [0, 1] of `metrics.accuracy_curve`;
-    seeds and methods may be of different length. The line is the mean over seeds, the band reaches
-    from the lowest to the highest seed. Methods are drawn in the order given. More than
-    `METHODS_OF_ONE_PANEL` have a panel a family, where the others are grey; families: method -> its
-    name.
+    see `over_experiences`.
+    """
+    label = "Accuracy on all classes seen (%)"
+    return over_experiences(curves, label, families, band, top=100.0)
+
+
+def over_experiences(
+    curves: Mapping[str, Sequence[ArrayLike]],
+    y_label: str,
+    families: Mapping[str, str] | None = None,
+    band: Band = "range",
+    top: float | None = None,
+) -> Figure:
+    """Shares, in per cent, against the experiences learned, one line a method.
+
+    curves: method -> a curve (T,) for each seed, NaN where there is no value; seeds and methods may
+    be of different length. The line is the mean over seeds. The band reaches from the lowest to the
+    highest seed; that of "confidence" is Student's 95 % interval of the mean, and every seed is a
+    thin line. Methods are drawn in the order given. More than `METHODS_OF_ONE_PANEL` have a panel a
+    family, where the others are grey; families: method -> its name. top: of the axis, in per cent;
+    None: as the values need it.
     """
     values = {name: 100 * _stacked(seeds) for name, seeds in curves.items()}
     panels: dict[str, list[str]] = {}
@@ -39,84 +60,41 @@ def forgetting_curves(
     figure = Figure(figsize=(7.2 * columns, 4.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     styles = method_styles(list(curves))
-    counts = {len(seeds) for seeds in curves.values()}
-    over = f"{'up to ' if len(counts) > 1 else ''}{max(counts, default=1)} seeds"
-    note = f"mean and range over {over}" if max(counts, default=1) > 1 else ""
+    note = _seeds({len(seeds) for seeds in curves.values()}, band)
     last = max((part.shape[1] for part in values.values()), default=1)
+    if top is None:
+        top = 1.08 * max((float(np.nanmax(part)) for part in values.values()), default=1.0) or 1.0
     for axes, (title, names) in zip(grid, panels.items(), strict=False):
         for name in set(curves) - set(names):
-            mean = np.nanmean(values[name], axis=0)
-            axes.plot(np.arange(1, len(mean) + 1), mean, color="#DDDDDD", linewidth=1.0, zorder=1)
-        ends = {name: _draw_curve(axes, values[name], styles[name], name) for name in names}
-        _finish_axes(axes, last, ": ".join(part for part in (title, note) if part))
-        _label_ends(axes, ends, styles)
+            known, x = _known(values[name])
+            mean = np.nanmean(known, axis=0)
+            axes.plot(x, mean, color="#DDDDDD", linewidth=1.0, zorder=1)
+        ends = {}
+        for name in names:
+            known, x = _known(values[name])
+            ends[name] = _draw_curve(axes, known, styles[name], name, x, band)
+        _finish_axes(axes, last, top, y_label, ": ".join(part for part in (title, note) if part))
+        _label_ends(axes, ends, styles, top)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
     return figure
 
 
-def accuracy_matrix(R: ArrayLike, group_names: Sequence[str], title: str) -> Figure:
-    """The accuracy matrix R (T, T) in [0, 1]: a row after each experience, a column a class group.
-
-    Cells above the diagonal (NaN) stay empty; group_names: T names, such as "0, 1".
-    """
-    values = 100 * np.asarray(R, dtype=np.float64)
-    T = len(values)
-    side = float(np.clip(0.62 * T, 2.8, 9.0))
-    figure = Figure(figsize=(side + 1.9, side + 0.9), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(np.ma.masked_invalid(values), cmap="cividis", vmin=0, vmax=100)
-    long_names = max(map(len, group_names)) * T > 9 * side
-    axes.set_xticks(
-        range(T),
-        group_names,
-        rotation=45 if long_names else 0,
-        ha="right" if long_names else "center",
-        rotation_mode="anchor" if long_names else "default",
-    )
-    axes.set_yticks(range(T), [str(t + 1) for t in range(T)])
-    axes.set_xlabel("Test images of class group")
-    axes.set_ylabel("Experiences learned")
-    axes.set_title(title, loc="left")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    if T <= ANNOTATED_GROUPS:
-        _annotate(axes, values)
-    figure.colorbar(image, ax=axes, label="Accuracy (%)", fraction=0.046, pad=0.03)
-    return figure
+def _seeds(counts: set[int], band: Band) -> str:
+    """What a line and its band are, where there are several seeds."""
+    most = max(counts, default=1)
+    over = f"{'up to ' if len(counts) > 1 else ''}{most} seeds"
+    if most == 1:
+        return ""
+    if band == "range":
+        return f"mean and range over {over}"
+    return f"mean, 95 % confidence band, {over} (thin)"
 
 
-def confusion(
-    counts_CC: ArrayLike, class_names: Sequence[str], group_sizes: Sequence[int], title: str
-) -> Figure:
-    """How often each class (a row) was taken for each class (a column), in per cent of its images.
-
-    Lines part the class groups, whose sizes are given: what drifts to the last groups is forgotten.
-    """
-    counts = np.asarray(counts_CC, np.float64)
-    shares = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    C = len(shares)
-    side = float(np.clip(0.42 * C, 3.2, 9.0))
-    figure = Figure(figsize=(side + 2.1, side + 0.9), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow(shares, cmap="cividis", vmin=0, vmax=100, interpolation="nearest")
-    borders = np.cumsum(group_sizes)[:-1] - 0.5
-    axes.hlines(borders, -0.5, C - 0.5, color="white", linewidth=0.8)
-    axes.vlines(borders, -0.5, C - 0.5, color="white", linewidth=0.8)
-    shown = range(0, C, -(-C // NAMED_CLASSES))
-    names = [shortened(class_names[i]) for i in shown]
-    upright = max(map(len, names), default=1) <= 2
-    axes.set_xticks(shown, names, rotation=0 if upright else 90, fontsize=8)
-    axes.set_yticks(shown, names, fontsize=8)
-    axes.set_xlabel("Predicted class, in order of arrival")
-    axes.set_ylabel("Class")
-    axes.set_title(title, loc="left")
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
-    if C <= ANNOTATED_GROUPS:
-        _annotate(axes, np.where(shares > 0, shares, np.nan))
-    figure.colorbar(image, ax=axes, label="Of the class's images (%)", fraction=0.046, pad=0.03)
-    return figure
+def _known(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], list[float]]:
+    """The columns of (seeds, T) that hold any value, and after how many experiences they were."""
+    columns = np.flatnonzero(~np.isnan(values).all(axis=0))
+    return values[:, columns], (columns + 1.0).tolist()
 
 
 def small_multiples(
@@ -197,15 +175,17 @@ def _draw_curve(
     values: NDArray[np.float64],
     style: Style,
     name: str,
-    at: Sequence[float] | None = None,
-) -> tuple[int, float]:
-    """Draw values (seeds, T) in per cent, at 1 to T or `at`; returns where the line ends."""
+    x: Sequence[float],
+    band: Band = "range",
+) -> tuple[float, float]:
+    """Draw values (seeds, X) in per cent at x; returns where the line ends."""
     colour, marker = style
-    x = np.arange(1, values.shape[1] + 1) if at is None else np.asarray(at)
     mean = np.nanmean(values, axis=0)
     if len(values) > 1:
-        low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+        low, high = _interval(values) if band == "confidence" else _range(values)
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+        for seed in values if band == "confidence" else ():
+            axes.plot(x, seed, color=colour, linewidth=0.6, alpha=0.7, zorder=2)
     axes.plot(
         x,
         mean,
@@ -213,32 +193,48 @@ def _draw_curve(
         marker=marker,
         markersize=7,
         linewidth=1.8,
-        linestyle="--" if name.startswith("diffusion") else "-",
+        linestyle="--" if of_diffusion(name) else "-",
         markeredgecolor="white",
         markeredgewidth=0.5,
         clip_on=False,
         zorder=3,
     )
-    return int(x[-1]), float(mean[-1])
+    return float(x[-1]), float(mean[-1])
 
 
-def _finish_axes(axes: Axes, last: int, note: str) -> None:
+def _range(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.nanmin(values, axis=0), np.nanmax(values, axis=0)
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Student's 95 % interval of the mean over seeds; none where there is one seed alone."""
+    mean, count = np.nanmean(values, axis=0), (~np.isnan(values)).sum(axis=0)
+    freedom = np.maximum(count - 1, 1)
+    error = np.sqrt(np.nansum((values - mean) ** 2, axis=0) / freedom / count)
+    half = stdtrit(freedom, 0.975) * error
+    return mean - half, mean + half
+
+
+def _finish_axes(axes: Axes, last: int, top: float, y_label: str, note: str) -> None:
     axes.set_xlim(1 - 0.03 * last, last)
-    axes.set_ylim(0, 100)
+    axes.set_ylim(0, top)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Experiences learned")
-    axes.set_ylabel("Accuracy on all classes seen (%)")
+    axes.set_ylabel(y_label)
     open_frame(axes)
     if note:
         axes.set_title(note, loc="left", fontsize="small", color="#555555")
 
 
 def _label_ends(
-    axes: Axes, ends: Mapping[str, tuple[int, float]], styles: Mapping[str, Style]
+    axes: Axes,
+    ends: Mapping[str, tuple[float, float]],
+    styles: Mapping[str, Style],
+    top: float,
 ) -> None:
     """Write each method's name and last value to the right of the plot, near its line's end."""
     names = sorted(ends, key=lambda name: ends[name][1])
-    heights = spread([ends[name][1] for name in names], LABEL_GAP, 0.0, 100.0)
+    heights = spread([ends[name][1] for name in names], LABEL_GAP * top / 100, 0.0, top)
     for name, height in zip(names, heights, strict=True):
         x, y = ends[name]
         axes.annotate(
@@ -280,11 +276,3 @@ def _start(block: Sequence[float], gap: float, low: float, high: float) -> float
     length = gap * (len(block) - 1)
     centred = sum(block) / len(block) - length / 2
     return max(low, min(centred, high - length))
-
-
-def _annotate(axes: Axes, values: NDArray[np.float64]) -> None:
-    """Write every accuracy into its cell, light on dark and dark on light."""
-    for (t, i), value in np.ndenumerate(values):
-        if not np.isnan(value):
-            colour = "white" if value < 55 else "black"
-            axes.text(i, t, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=9)

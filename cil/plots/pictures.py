@@ -42,6 +42,13 @@ def sample_grid(
     return figure
 
 
+def note(sentence: str) -> Figure:
+    """A sentence where a figure would stand that cannot be drawn."""
+    figure = Figure(figsize=(0.3 + 0.085 * len(sentence), 0.5))
+    figure.text(0.02, 0.5, sentence, va="center", color="#555555")
+    return figure
+
+
 def tinted(image: NDArray[np.uint8], region: NDArray[np.bool_]) -> NDArray[np.uint8]:
     """An image (H, W, 3) with a region (H, W) of it in colour."""
     colour = 255 * np.array(to_rgb(ORANGE))

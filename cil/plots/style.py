@@ -6,6 +6,7 @@ colour vision; a marker a method says the same once more for a print in grey.
 
 import zlib
 from collections.abc import Sequence
+from typing import Literal
 
 from matplotlib.axes import Axes
 
@@ -96,8 +97,13 @@ def shortened(name: str) -> str:
     return name if len(name) <= LETTERS else f"{name[: LETTERS - 1]}…"
 
 
-def open_frame(axes: Axes) -> None:
+def of_diffusion(name: str) -> bool:
+    """Diffusion has the colours of VAR's plasticities; its lines are dashed, its markers hollow."""
+    return name.startswith("diffusion")
+
+
+def open_frame(axes: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
     """No lines at the top and the right, faint ones behind what is drawn."""
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.8)
+    axes.grid(axis=grid, color="#DDDDDD", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
