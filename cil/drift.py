@@ -64,6 +64,21 @@ def reasons(method: Explainable, images: Dataset, device: torch.device) -> pd.Da
     return pd.DataFrame(columns)
 
 
+def change(rows: pd.DataFrame, scales: Sequence[int]) -> float | None:
+    """How far the last reasons for the images' classes are from the first; None: they are these.
+
+    The mean over images of 1 - the cosine of the maps against the null class, in [0, 2].
+    """
+    experiences = sorted(rows["experience"].unique().tolist())
+    if len(experiences) < 2:
+        return None
+    first, last = (rows[rows["experience"] == t] for t in (experiences[0], experiences[-1]))
+    count = first["image"].nunique()
+    maps = [combined(_tokens(table, "label_nats", count), scales) for table in (first, last)]
+    likeness = [_likeness(a, b) for a, b in zip(*maps, strict=True)]
+    return max(0.0, 1 - sum(likeness) / count)  # of equal maps it may be off by a rounding
+
+
 def figure(
     rows: pd.DataFrame,
     images: Dataset,

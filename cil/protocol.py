@@ -119,10 +119,13 @@ def _evaluate(
         PACE: 1000 * seconds / sum(sizes),
     }
     values |= {f"cl/accuracy_group{i}": accuracy for i, accuracy in enumerate(row)}
-    record.log(index, record.steps - 1, values)
     if isinstance(method, Explainable) and method.classes_seen > 1:
         probed = stream.experiences[0].test
         record.save_explanations(index, drift.reasons(method, probed, find_device(settings)))
+        change = drift.change(record.explanations(), method.tokenizer.scales)
+        if change is not None:
+            values["explanations/drift"] = change
+    record.log(index, record.steps - 1, values)
     if index == len(stream.experiences) - 1:
         record.save_predictions(_predictions(results, stream))
     record.save_evaluated(index, row, sizes)
@@ -171,7 +174,8 @@ def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker)
         "pretrained_on": method.pretrained_on,
         **method.facts(),
     }
-    tracker.log_matrix(matrix, [group_name(stream, e) for e in stream.experiences])
+    names = [group_name(stream, e) for e in stream.experiences]
+    tracker.log_matrix(matrix, record.test_sizes, names)
     predictions = record.predictions()
     labels, predicted = predictions["label"].tolist(), predictions["prediction"].tolist()
     tracker.log_confusion(labels, predicted, stream.class_names[: method.classes_seen])

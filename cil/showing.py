@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cil import drift, plots
+from cil import drift, plots, records
 from cil.config import SamplesConfig, TrainerConfig
 from cil.explain import Explainable
 from cil.methods.drawing import as_bytes, drawn
@@ -124,5 +124,4 @@ def _samples_over_experiences(name: str, stream: Stream, record: RunRecord) -> P
 
 def group_name(stream: Stream, experience: Experience) -> str:
     """The names of a group's classes, shortened to the first and last when there are many."""
-    names = [stream.class_names[label] for label in experience.labels]
-    return ", ".join(names) if len(names) <= 3 else f"{names[0]} … {names[-1]}"
+    return records.group_name([stream.class_names[label] for label in experience.labels])

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from cil import metrics, plots
 from cil.records import RunView, figure_bytes, write_bytes, write_figure
+from cil.results import Run
 
 # Number of the summary -> heading; these are shown in per cent, the others as they are.
 PERCENT = {
@@ -62,7 +63,7 @@ def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
     console.print(f"records and figures: {folder}/   forgetting curves: {figure}", soft_wrap=True)
 
 
-def results(runs: Sequence[RunView]) -> pd.DataFrame:
+def results(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a run: experiment, method, seed and every stream-final number."""
     return pd.DataFrame(
         [
@@ -72,21 +73,28 @@ def results(runs: Sequence[RunView]) -> pd.DataFrame:
     )
 
 
-def over_seeds(runs: Sequence[RunView]) -> pd.DataFrame:
+def over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
     """One row a method in order of appearance; columns (number, "mean" | "std" | "count")."""
     numbers = [*PERCENT, *COSTS]
     grouped = results(runs).groupby("method", sort=False)[numbers]
     return grouped.agg(["mean", "std", "count"])
 
 
-def curves(runs: Sequence[RunView]) -> "plots.Figure":
+def frame(runs: Sequence[Run]) -> pd.DataFrame:
+    """The table's cells as they are shown, a row a method."""
+    columns = ["method", *PERCENT.values(), *COSTS.values()]
+    return pd.DataFrame(_rows(runs), columns=columns).set_index("method")
+
+
+def curves(runs: Sequence[Run], band: plots.Band = "range") -> plots.Figure:
+    """The forgetting curves of all methods, many of them family by family."""
     by_method: dict[str, list] = {}
     for r in runs:
         by_method.setdefault(r.method, []).append(metrics.accuracy_curve(r.matrix, r.sizes))
-    return plots.forgetting_curves(by_method, {r.method: _family(r) for r in runs})
+    return plots.forgetting_curves(by_method, {r.method: _family(r) for r in runs}, band)
 
 
-def _family(run: RunView) -> str:
+def _family(run: Run) -> str:
     """What a figure of many methods shows together."""
     kind = run.method.partition("-")[0]
     if kind in ("var", "diffusion"):
@@ -107,7 +115,7 @@ def _table(experiment: str, runs: Sequence[RunView]) -> Table:
     return table
 
 
-def _rows(runs: Sequence[RunView]) -> list[list[str]]:
+def _rows(runs: Sequence[Run]) -> list[list[str]]:
     """The cells of the table, a list a method."""
     return [
         [

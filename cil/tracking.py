@@ -1,4 +1,4 @@
-"""Weights & Biases, kept at arm's length; the only file that imports wandb, and only when used.
+"""Weights & Biases, kept at arm's length: what runs send there. Imports wandb only when used.
 
 Every call goes through a queue to one daemon thread, so that training never waits for W&B: neither
 for a network that is down nor for a service that hangs. The first failure is said in one warning;
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from cil.files import write_bytes
 from cil.wandb_access import PROBE_SECONDS, Mode, Wish, choose_mode, has_account, reachable
+from cil.wandb_runs import CLASS_GROUPS
 
 INIT_SECONDS = 15.0  # wandb's own default is 90
 FINISH_SECONDS = 30.0  # for uploading what is left at the end of a run
@@ -110,7 +111,8 @@ class Tracker:
             "job_type": method,
             "name": f"{method}-seed{seed}",
             "tags": [experiment, method, *tags],
-            "config": dict(config),
+            # By which `cil.wandb_runs` knows the run, whatever its group and name are.
+            "config": {**config, "experiment": experiment, "method": method, "seed": seed},
             "dir": str(folder),
             "id": run_id,
         }
@@ -125,9 +127,18 @@ class Tracker:
         """Values after one experience, such as {"cl/accuracy": 0.9}."""
         self._log("experience", experience, values)
 
-    def log_matrix(self, matrix: NDArray[np.floating], group_names: Sequence[str]) -> None:
-        """The accuracy matrix (T, T) as a table; NaN cells stay empty."""
+    def log_matrix(
+        self, matrix: NDArray[np.floating], sizes: Sequence[int], group_names: Sequence[str]
+    ) -> None:
+        """The accuracy matrix (T, T) as a table, NaN cells empty; and in the summary, as numbers
+        that `cil.wandb_runs` reads back, with the test images of each class group.
+        """
         columns, values = ["after experience", *group_names], np.array(matrix)
+        numbers = {
+            "names": list(group_names),
+            "test_images": list(sizes),
+            "accuracy": [row[: t + 1].tolist() for t, row in enumerate(values)],
+        }
 
         def call(run: Any) -> None:
             import wandb
@@ -137,6 +148,7 @@ class Tracker:
                 for t, row in enumerate(values)
             ]
             run.log({"accuracy_matrix": wandb.Table(columns=list(columns), data=list(rows))})
+            run.summary.update({CLASS_GROUPS: numbers})
 
         self._send(call)
 

@@ -23,20 +23,19 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cil import plots
 from cil.config import SamplesConfig
-from cil.edit import Edited, edit
+from cil.edit import Edited
+from cil.editing import edited
+from cil.editing import figure as picture_of_edits
 from cil.errors import UserError
-from cil.methods.drawing import as_bytes
 from cil.methods.registry import check_samples
-from cil.methods.training import autocast, find_device
+from cil.methods.training import find_device
 from cil.methods.var import VARMethod
 from cil.records import write_figure
 from cil.run import exit_code
@@ -65,7 +64,7 @@ def main() -> None:
     pairs = [(label, seed) for label in labels for seed in seeds]
     results = edited(method, image, region, pairs, options.guidance)
     shown = results.raw if options.raw else results.images
-    figure = _figure(image, region, shown, [learned[label] for label in labels], seeds)
+    figure = picture_of_edits(image, region, shown, [learned[label] for label in labels], seeds)
     place = options.out or view.folder / "figures" / "edit.png"
     path = write_figure(place, figure, vector=False)
     _show(method, results, region, image, pairs, learned)
@@ -121,41 +120,9 @@ def box(text: str, stream: Stream) -> Tensor:
     return region
 
 
-def edited(
-    method: VARMethod,
-    image: Tensor,
-    region: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    guidance: float,
-) -> Edited:
-    """An edit of the image for each (label, seed), on the CPU."""
-    where = find_device(method.trainer)
-    method.tokenizer.to(where)
-    method.model.to(where)
-    images = image.to(where).expand(len(pairs), -1, -1, -1)
-    labels, seeds = zip(*pairs, strict=True)
-    with autocast(method.trainer):
-        found = edit(
-            method.model, method.tokenizer, images, region, labels, seeds, guidance=guidance
-        )
-    return Edited(found.images.cpu(), found.raw.cpu(), found.drawn_L.cpu())
-
-
 def _read(method: VARMethod, images: Tensor) -> list[int]:
     labels: list[int] = method.scores(images.to(find_device(method.trainer))).argmax(1).tolist()
     return labels
-
-
-def _figure(
-    image: Tensor, region: Tensor, shown: Tensor, names: Sequence[str], seeds: Sequence[int]
-) -> plots.Figure:
-    """A row a class: the image, the region, the edits."""
-    rows = as_bytes(shown.unflatten(0, (len(names), len(seeds))).expand(-1, -1, 3, -1, -1))
-    whole = as_bytes(image.expand(3, -1, -1))
-    tinted = plots.tinted(whole, region.numpy())
-    before = np.broadcast_to(np.stack([whole, tinted]), (len(names), 2, *whole.shape))
-    columns = ["image", "region", *(f"seed {seed}" for seed in seeds)]
-    return plots.sample_grid(np.concatenate([before, rows], 1), names, "", columns, tile=0.9)
 
 
 def _show(

@@ -285,3 +285,21 @@ def test_without_captum_it_says_how_to_get_it(
     words = ["--methods=lime", "--images=2"]
     assert command("insertion_deletion", folder, *words) == 2
     assert "pip install -e '.[explain]'" in refused(capsys)
+
+
+def test_change_is_one_minus_the_cosine_of_the_last_maps_to_the_first() -> None:
+    first = [[1.0, 0.0, 2.0, 0.0, 1.0], [0.5, 1.0, 1.0, 0.0, 0.0]]
+
+    def rows(*maps: list[list[float]]) -> pd.DataFrame:
+        parts = [
+            {"experience": t, "image": image, "label_nats": value}
+            for t, images in enumerate(maps)
+            for image, tokens in enumerate(images)
+            for value in tokens
+        ]
+        return pd.DataFrame(parts)
+
+    against = [[-value for value in first[0]], first[1]]  # one image of two the other way round
+    assert drift.change(rows(first), (1, 2)) is None
+    assert drift.change(rows(first, against, first), (1, 2)) == pytest.approx(0, abs=1e-12)
+    assert drift.change(rows(first, first, against), (1, 2)) == pytest.approx(1)

@@ -18,7 +18,11 @@ ALLOWED = {
             "table"},
     "run": {"command_line", "config", "errors", "registry", "methods", "environment", "protocol", "table",
             "streams", "records", "tracking", "parallel", "launch"},
-    "table": {"records", "metrics", "plots", "errors"},
+    "figures": {"results", "table", "plots", "errors"},
+    "editing": {"results", "registry", "methods", "edit", "streams", "records", "plots", "config",
+                "errors"},
+    "table": {"records", "results", "metrics", "plots", "errors"},
+    "results": {"records", "wandb_runs", "errors"},
     "protocol": {"config", "errors", "methods", "streams", "records", "tracking", "metrics",
                  "parallel", "explain", "drift", "showing"},
     "showing": {"config", "methods", "streams", "records", "tracking", "plots", "explain", "drift"},
@@ -37,7 +41,8 @@ ALLOWED = {
     "classify": {"models", "errors"},
     "models": {"errors"},
     "streams": {"config", "errors", "files", "cache", "parallel"},
-    "tracking": {"wandb_access", "records", "errors", "files"},
+    "tracking": {"wandb_access", "wandb_runs", "records", "errors", "files"},
+    "wandb_runs": {"wandb_access", "errors"},
     "wandb_access": {"errors"},
     "records": {"errors", "files"},
     "cache": {"files", "parallel"},
@@ -54,7 +59,7 @@ ALLOWED = {
 
 # Package -> the files (or folders) that alone may import it.
 CONFINED = {
-    "wandb": {"tracking.py"},
+    "wandb": {"tracking.py", "wandb_runs.py"},
     "avalanche": {"streams/", "methods/avalanche_plugins.py", "methods/avalanche_strategies.py"},
     "jsonargparse": {"command_line.py"},
     "pytorch_lightning": {"methods/"},

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from wandb_files import inspected
 
 from cil import tracking
 from cil.tracking import Tracker
@@ -258,14 +259,6 @@ def test_reachable_means_that_anything_answers(monkeypatch: pytest.MonkeyPatch) 
 # --- the real wandb ---
 
 
-def inspected(folder: Path) -> list[dict[str, Any]]:
-    """The records of the offline run in a folder, as `wandb leet inspect` reads them back."""
-    (run,) = folder.glob("wandb/offline-run-*")
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in result.stdout.splitlines()]
-
-
 @pytest.mark.integration
 def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "seed3"
@@ -277,7 +270,7 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
     tracker.log_step(0, {"train/loss": 0.3})
     tracker.log_step(7, {"train/loss": 0.2})
     tracker.log_experience(0, {"cl/accuracy": 0.9})
-    tracker.log_matrix(np.array([[0.9, np.nan], [0.8, 0.7]]), ["0, 1", "2, 3"])
+    tracker.log_matrix(np.array([[0.9, np.nan], [0.8, 0.7]]), [40, 41], ["0, 1", "2, 3"])
     tracker.log_confusion([0, 1, 1], [0, 1, 0], ["zero", "one"])
     tracker.log_figure("forgetting_curves", picture)
     tracker.log_figure("samples", picture, 2)
@@ -293,6 +286,7 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
     assert (run["job_type"], run["project"]) == ("var", "cil-test")
     assert run["tags"] == ["split_digits", "var", "generative"]
     assert run["config"]["update"]["var"] == {"depth": 4}
+    assert run["config"]["update"]["experiment"] == "split_digits"
     metrics = [r["metric"] for r in records if r["type"] == "metric"]
     axes = {m["glob_name"]: m["step_metric"] for m in metrics if "glob_name" in m}
     assert axes == {"train/*": "step", "cl/*": "experience"}
@@ -309,6 +303,12 @@ def test_an_offline_run_holds_everything(tmp_path: Path, capfd: pytest.CaptureFi
     assert samples["experience"] == 2
     summaries = [r["summary"]["update"] for r in records if r["type"] == "summary"]
     assert any(s.get("last_accuracy") == 0.75 for s in summaries)
+    (groups,) = [s["class_groups"] for s in summaries if "class_groups" in s]
+    assert groups == {
+        "names": ["0, 1", "2, 3"],
+        "test_images": [40, 41],
+        "accuracy": [[0.9], [0.8, 0.7]],
+    }
     (table,) = folder.glob("wandb/offline-run-*/files/media/table/accuracy_matrix*.json")
     assert json.loads(table.read_text()) == {
         "columns": ["after experience", "0, 1", "2, 3"],

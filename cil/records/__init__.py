@@ -1,7 +1,7 @@
 """What a run leaves on disk: the only reader and writer of run folders."""
 
 from cil.files import write_bytes, write_json
-from cil.records.layout import RunView, read_run, read_runs
+from cil.records.layout import RunView, group_name, read_run, read_runs
 from cil.records.run_record import RunRecord, figure_bytes, finished_run, write_figure
 from cil.records.samples import Images
 
@@ -11,6 +11,7 @@ __all__ = [
     "RunView",
     "figure_bytes",
     "finished_run",
+    "group_name",
     "read_run",
     "read_runs",
     "write_bytes",

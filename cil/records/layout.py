@@ -19,7 +19,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 CONFIG, ENVIRONMENT, STREAM = "config.yaml", "environment.json", "stream.json"
 PROGRESS, METRICS, MATRIX = "progress.json", "metrics.csv", "accuracy_matrix.csv"
 PREDICTIONS, SUMMARY, CHECKPOINTS = "predictions.csv", "summary.json", "checkpoints"
-EXPLANATIONS = "explanations"
+EXPLANATIONS, FIGURES = "explanations", "figures"
 
 MetricRow = tuple[int, int, str, float]  # experience, step, name, value
 FloatArray = NDArray[np.float64]
@@ -188,6 +188,31 @@ class RunView:
     matrix: FloatArray
     sizes: list[int]
 
+    @property
+    def group_names(self) -> list[str]:
+        """What figures call the class groups."""
+        names, groups = self.stream["class_names"], self.stream["experiences"]
+        return [group_name([names[label] for label in labels]) for labels in groups]
+
+    def over_experiences(self, name: str) -> FloatArray:
+        """A number such as "samples/drift" after each experience (T,); NaN where there is none."""
+        rows = self.metrics()
+        last = rows[rows["name"] == name].groupby("experience")["value"].last()
+        values: FloatArray = last.reindex(range(len(self.sizes))).to_numpy(np.float64)
+        return values
+
+    def pictures(self) -> list[str]:
+        """The names of its figures; of those drawn after each experience without its number."""
+        paths = (self.folder / FIGURES).glob("*.png")
+        return sorted({re.sub(r"_experience\d+$", "", path.stem) for path in paths})
+
+    def picture(self, name: str) -> bytes | None:
+        """A figure as a PNG file, of those after each experience the last; None: there is none."""
+        folder = self.folder / FIGURES
+        each = [folder / f"{name}_experience{t}.png" for t in reversed(range(len(self.sizes)))]
+        paths = [path for path in (folder / f"{name}.png", *each) if path.exists()]
+        return read_bytes(paths[0]) if paths else None
+
     def metrics(self) -> "pd.DataFrame":
         """metrics.csv: experience, step, name, value."""
         return read_table(self.folder / METRICS)
@@ -231,6 +256,12 @@ def read_explanations(folder: Path) -> "pd.DataFrame":
 
     paths = sorted((folder / EXPLANATIONS).glob("*.csv"), key=lambda path: (len(path.name), path))
     return pd.concat([read_table(path) for path in paths]) if paths else pd.DataFrame()
+
+
+def group_name(class_names: Sequence[str]) -> str:
+    """What figures call a class group: its classes, of many the first and the last."""
+    few = len(class_names) <= 3
+    return ", ".join(class_names) if few else f"{class_names[0]} … {class_names[-1]}"
 
 
 def read_runs(root: Path) -> list[RunView]:
