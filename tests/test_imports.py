@@ -16,8 +16,8 @@ FILES = sorted((ROOT / "cil").rglob("*.py"))
 ALLOWED = {
     "own": {"run", "command_line", "config", "errors", "methods", "registry", "records", "streams",
             "table"},
-    "run": {"command_line", "config", "errors", "registry", "methods", "environment", "protocol", "table",
-            "streams", "records", "tracking", "parallel", "launch"},
+    "run": {"command_line", "config", "errors", "registry", "methods", "environment", "protocol",
+            "table", "streams", "records", "tracking", "parallel", "launch"},
     "figures": {"results", "table", "plots", "errors"},
     "editing": {"results", "registry", "methods", "edit", "streams", "records", "plots", "config",
                 "errors"},
