@@ -4,16 +4,19 @@ from cil.files import write_bytes, write_json
 from cil.records.layout import RunView, group_name, read_run, read_runs
 from cil.records.run_record import RunRecord, figure_bytes, finished_run, write_figure
 from cil.records.samples import Images
+from cil.records.unfinished import UnfinishedRun, unfinished_runs
 
 __all__ = [
     "Images",
     "RunRecord",
     "RunView",
+    "UnfinishedRun",
     "figure_bytes",
     "finished_run",
     "group_name",
     "read_run",
     "read_runs",
+    "unfinished_runs",
     "write_bytes",
     "write_figure",
     "write_json",

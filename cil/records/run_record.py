@@ -327,9 +327,12 @@ def write_figure(path: Path, figure: "Figure", vector: bool = True) -> Path:
 
 def figure_bytes(figure: "Figure", kind: str) -> bytes:
     """A figure as "svg" or "png", the same bytes for the same figure."""
+    from matplotlib import rc_context
+
     buffer = io.BytesIO()
     metadata = {"Date": None} if kind == "svg" else {}
-    figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+    with rc_context({"svg.hashsalt": "cil"}):  # else the names within an SVG are drawn at random
+        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
     return buffer.getvalue()
 
 
