@@ -86,12 +86,13 @@ def frame(runs: Sequence[Run]) -> pd.DataFrame:
     return pd.DataFrame(_rows(runs), columns=columns).set_index("method")
 
 
-def curves(runs: Sequence[Run], band: plots.Band = "range") -> plots.Figure:
-    """The forgetting curves of all methods, many of them family by family."""
+def curves(runs: Sequence[Run], band: plots.Band = "range", columns: int = 2) -> plots.Figure:
+    """The forgetting curves of all methods; many stand in panels, `columns` beside each other."""
     by_method: dict[str, list] = {}
     for r in runs:
         by_method.setdefault(r.method, []).append(metrics.accuracy_curve(r.matrix, r.sizes))
-    return plots.forgetting_curves(by_method, {r.method: _family(r) for r in runs}, band)
+    families = {r.method: _family(r) for r in runs}
+    return plots.forgetting_curves(by_method, families, band, columns)
 
 
 def _family(run: Run) -> str:
@@ -121,7 +122,7 @@ def _rows(runs: Sequence[Run]) -> list[list[str]]:
         [
             _marked(str(name), row),
             *(percent(row[k]) for k in PERCENT),
-            *(_cost(row[k]["mean"]) for k in COSTS),
+            *(quantity(row[k]["mean"]) for k in COSTS),
         ]
         for name, row in over_seeds(runs).iterrows()
     ]
@@ -137,7 +138,8 @@ def percent(number: pd.Series) -> str:
     return f"{text}±{100 * number['std']:.1f}" if number["count"] > 1 else text
 
 
-def _cost(number: float) -> str:
+def quantity(number: float) -> str:
+    """A cost with a letter for its size: 56.6 k, 195.78 M."""
     for unit, size in {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}.items():
         if number >= size:
             return f"{number / size:.2f} {unit}"

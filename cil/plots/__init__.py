@@ -16,7 +16,7 @@ from cil.plots.curves import (
 from cil.plots.matrices import accuracy_matrices, accuracy_matrix, confusion
 from cil.plots.methods import bars, costs
 from cil.plots.pictures import heat_maps, note, sample_grid, signed_maps, tinted
-from cil.plots.style import method_styles
+from cil.plots.style import cell_colours, method_styles
 
 __all__ = [
     "Band",
@@ -24,6 +24,7 @@ __all__ = [
     "accuracy_matrices",
     "accuracy_matrix",
     "bars",
+    "cell_colours",
     "changing_pixels",
     "confusion",
     "costs",

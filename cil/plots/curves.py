@@ -23,6 +23,7 @@ def forgetting_curves(
     curves: Mapping[str, Sequence[ArrayLike]],
     families: Mapping[str, str] | None = None,
     band: Band = "range",
+    columns: int = 2,
 ) -> Figure:
     """Accuracy on all classes seen so far against the experiences learned, one line a method.
 
@@ -30,7 +31,7 @@ def forgetting_curves(
     see `over_experiences`.
     """
     label = "Accuracy on all classes seen (%)"
-    return over_experiences(curves, label, families, band, top=100.0)
+    return over_experiences(curves, label, families, band, columns, top=100.0)
 
 
 def over_experiences(
@@ -38,6 +39,7 @@ def over_experiences(
     y_label: str,
     families: Mapping[str, str] | None = None,
     band: Band = "range",
+    columns: int = 2,
     top: float | None = None,
 ) -> Figure:
     """Shares, in per cent, against the experiences learned, one line a method.
@@ -46,7 +48,8 @@ def over_experiences(
     be of different length. The line is the mean over seeds. The band reaches from the lowest to the
     highest seed; that of "confidence" is Student's 95 % interval of the mean, and every seed is a
     thin line. Methods are drawn in the order given. More than `METHODS_OF_ONE_PANEL` have a panel a
-    family, where the others are grey; families: method -> its name. top: of the axis, in per cent;
+    family, where the others are grey; families: method -> its name; columns: panels beside each
+    other, a single one being narrow enough for a phone. top: of the axis, in per cent;
     None: as the values need it.
     """
     values = {name: 100 * _stacked(seeds) for name, seeds in curves.items()}
@@ -55,9 +58,10 @@ def over_experiences(
         title = families[name] if families and len(curves) > METHODS_OF_ONE_PANEL else ""
         panels.setdefault(title, []).append(name)
     panels = panels or {"": []}
-    columns = min(len(panels), 2)
+    width = 5.2 if columns == 1 else 7.2
+    columns = min(len(panels), columns)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(7.2 * columns, 4.2 * rows), layout="constrained")
+    figure = Figure(figsize=(width * columns, 4.2 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     styles = method_styles(list(curves))
     note = _seeds({len(seeds) for seeds in curves.values()}, band)

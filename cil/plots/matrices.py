@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from cil.plots.style import shortened
+from cil.plots.style import cell_colours, shortened
 
 NAMED_CLASSES = 50  # names that can be read beside a matrix
 MATRICES_ACROSS = 6
@@ -114,7 +114,7 @@ def _annotate(axes: Axes, values: NDArray[np.float64], fontsize: float = 9) -> N
     """Write every accuracy into its cell, light on dark and dark on light."""
     for (t, i), value in np.ndenumerate(values):
         if not np.isnan(value):
-            colour = "white" if value < 55 else "black"
+            _, colour = cell_colours(value / 100)
             axes.text(
                 i, t, f"{value:.0f}", ha="center", va="center", color=colour, fontsize=fontsize
             )

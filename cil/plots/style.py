@@ -8,7 +8,9 @@ import zlib
 from collections.abc import Sequence
 from typing import Literal
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 
 Style = tuple[str, str]  # colour, marker
 
@@ -100,6 +102,12 @@ def shortened(name: str) -> str:
 def of_diffusion(name: str) -> bool:
     """Diffusion has the colours of VAR's plasticities; its lines are dashed, its markers hollow."""
     return name.startswith("diffusion")
+
+
+def cell_colours(accuracy: float) -> tuple[str, str]:
+    """The colours of an accuracy in [0, 1] in a matrix and of its number, at a contrast of 4.5."""
+    red, green, blue, _ = colormaps["cividis"](accuracy)
+    return to_hex((red, green, blue)), "white" if accuracy < 0.47 else "black"
 
 
 def open_frame(axes: Axes, grid: Literal["x", "y", "both"] = "y") -> None:
