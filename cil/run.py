@@ -86,7 +86,7 @@ def _command(arguments: Sequence[str]) -> None:
 
 
 def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
-    """Every method with every seed, then the table and the figures.
+    """Every method with every seed, then the table, the figures and the page.
 
     On several devices it starts a process for each, or is one of those that torchrun started; of
     these the first alone ends with the table, the others return nothing.
@@ -99,7 +99,18 @@ def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
     views = complete(experiment, config, fresh)
     if parallel.is_first():
         report(experiment, views, Path(config.runs) / experiment)
+        _write_page(Path(config.runs) / experiment)
     return views
+
+
+def _write_page(folder: Path) -> None:
+    """The page of all finished runs of an experiment; whatever fails costs a warning alone."""
+    try:
+        from cil.report.page import write_report
+
+        print(f"report: {write_report(folder)}")
+    except Exception as error:
+        print(f"warning: the report was not written: {error}", file=sys.stderr)
 
 
 def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:

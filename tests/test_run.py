@@ -220,6 +220,9 @@ def test_the_same_line_shows_the_table_at_once(ran: Path) -> None:
     command = [sys.executable, "-c", script, *line(ran)]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "forgetting_curves.png" in shown.stdout
+    page = ran / "split_digits" / "report.html"
+    assert f"report: {page}" in shown.stdout
+    assert "4 methods, 1 seed, 4 finished runs" in page.read_text()
     first = [text.strip("│ ").partition(" ")[0].rstrip("*") for text in shown.stdout.splitlines()]
     assert [word for word in first if word in METHODS][:4] == list(METHODS)
     assert before == {path: path.stat().st_mtime_ns for path in ran.glob("*/*/*/*")}
