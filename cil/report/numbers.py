@@ -179,5 +179,6 @@ def _matrix(method: str, runs: Sequence[RunView]) -> Matrix:
 
 
 def _spaced(text: str) -> str:
-    """With spaces that do not break, and a minus as long as a plus."""
+    """With spaces that do not break and a minus as long as a plus, which no zero has."""
+    text = re.sub(r"^-(0\.0+(?!\d))", r"\1", text)
     return text.replace("±", "\u00a0±\u00a0").replace("-", "−")

@@ -116,16 +116,16 @@ def _runs(folder: Path) -> list[RunView]:
 def _findings(runs: Sequence[RunView]) -> list[str]:
     """What the table says, in sentences."""
     rows = numbers.result_rows(runs)
-    best, worst = rows[0].cells[0].text, rows[-1].cells[0].text
-    sentences = [f"The highest last accuracy is {best}\u00a0% ({_having(best, rows)})."]
     without = [row for row in rows if not row.stores]
-    if without and rows[0].stores:
-        most = without[0].cells[0].text
+    best, worst = rows[0].cells[0].text, rows[-1].cells[0].text
+    most = without[0].cells[0].text if without else best
+    sentences = [f"The highest last accuracy is {best}\u00a0% ({_having(best, rows)})."]
+    if most != best:
         sentences.append(
             f"Of the methods that store no image, {_having(most, without)} reaches the most: "
             f"{most}\u00a0%."
         )
-    if worst != best:
+    if worst not in (best, most):
         sentences.append(f"The lowest is {worst}\u00a0% ({_having(worst, rows)}).")
     return sentences
 
