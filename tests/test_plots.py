@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
 from cil.methods.registry import SETS
@@ -14,6 +14,7 @@ from cil.plots import (
     accuracy_matrices,
     accuracy_matrix,
     bars,
+    cell_colours,
     confusion,
     costs,
     forgetting_curves,
@@ -314,3 +315,15 @@ def test_a_tint_leaves_the_rest() -> None:
     shown = tinted(image, region)
     assert (shown[~region] == 100).all()
     assert (shown[region] != 100).all()
+
+
+def test_numbers_in_a_matrix_stand_out_at_every_accuracy() -> None:
+    def light(colour: str) -> float:  # relative luminance, WCAG 2.1
+        parts = [
+            v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in to_rgb(colour)
+        ]
+        return float(np.dot(parts, [0.2126, 0.7152, 0.0722]))
+
+    for accuracy in np.linspace(0, 1, 101):
+        low, high = sorted(light(colour) for colour in cell_colours(accuracy))
+        assert (high + 0.05) / (low + 0.05) >= 4.5, accuracy

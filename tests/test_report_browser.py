@@ -184,10 +184,11 @@ def test_text_stands_out_in_light_and_dark(opened: Opened, request) -> None:
 
 def test_numbers_lead_to_runs_and_from_there_to_folders(opened: Opened) -> None:
     row = opened.page.locator("#results-table tbody tr", has_text="joint")
-    runs = opened.page.locator("#runs-joint")
+    runs = opened.page.locator("#runs-joint table")
     assert not runs.is_visible()
     row.locator("td a").first.click()
     assert runs.is_visible()
+    assert runs.bounding_box()["y"] < 800
     href = runs.locator("td a").first.evaluate("link => link.href")
     assert (Path(unquote(urlsplit(href).path)) / "summary.json").exists()
 

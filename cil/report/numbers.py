@@ -79,7 +79,7 @@ def by_method(runs: Sequence[RunView]) -> dict[str, list[RunView]]:
 
 def anchor(method: str) -> str:
     """The id of a method's runs on the page."""
-    return "runs-" + re.sub(r"[^\w-]", "-", method)
+    return "runs-" + re.sub(r"[^A-Za-z0-9_-]", "-", method)
 
 
 def result_columns() -> list[Column]:

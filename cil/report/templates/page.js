@@ -27,14 +27,13 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
-// A link to a method's runs opens them.
-function reveal() {
-  const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-  const folded = target && target.closest("details");
-  if (folded) {
-    folded.open = true;
-    target.scrollIntoView();
-  }
+// A link to a method's runs unfolds them.
+function unfold(hash) {
+  const target = document.getElementById(hash.slice(1));
+  if (target && target.tagName === "DETAILS") target.open = true;
 }
-addEventListener("hashchange", reveal);
-reveal();
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[href^='#']");
+  if (link) unfold(link.hash);
+});
+unfold(location.hash);
