@@ -146,6 +146,8 @@ def test_pictures_of_the_runs_say_what_they_show(page: Page) -> None:
     assert "first class group after each experience: 100, 90 %" in maps["alt"]
     curves = next(image for image in page.all("img") if "experiences learned" in image["alt"])
     assert "joint 99.5" in curves["alt"]
+    (costs,) = [image for image in page.all("img") if "multiply-accumulates" in image["alt"]]
+    assert "joint 99.5 %, 1.00 M and 20; var-adapter" in costs["alt"]
     assert all(image["alt"] for image in page.all("img"))
     headings = page.texts("h2")
     assert {"Samples", "Explanations", "Other figures"} <= set(headings)
@@ -209,11 +211,13 @@ def test_what_a_reader_must_know_stands_above_the_table(page: Page, tmp_path: Pa
     finished.finish(tmp_path / "e" / "a" / "seed0", 0.5)
     facts = finished.stream(fingerprint="another", evaluated_on="validation")
     finished.finish(tmp_path / "e" / "b" / "seed0", 0.5, facts)
-    text = Page(write_report(tmp_path / "e")).text()
+    other = Page(write_report(tmp_path / "e"))
+    text = other.text()
     assert "did not all see the same stream" in text
     assert "evaluated on held-out training images" in text
     assert "another" in text
     assert "0123456789abcdef" in text
+    assert not [image for image in other.all("img") if "multiply-accumulates" in image["alt"]]
 
 
 def test_configuration_environment_and_stream_are_there(page: Page) -> None:

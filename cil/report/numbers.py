@@ -82,6 +82,11 @@ def anchor(method: str) -> str:
     return "runs-" + re.sub(r"[^A-Za-z0-9_-]", "-", method)
 
 
+def result_keys() -> list[str]:
+    """The numbers of the result columns, by their names in the summary."""
+    return [*table.PERCENT, *table.COSTS]
+
+
 def result_columns() -> list[Column]:
     percents = [Column(f"{table.PERCENT[k]} %", k in HIGH_IS_BEST) for k in table.PERCENT]
     return [*percents, *(Column(heading, False) for heading in table.COSTS.values())]
@@ -92,7 +97,7 @@ def result_rows(runs: Sequence[RunView]) -> list[Row]:
     rows = []
     for name, numbers in table.over_seeds(runs).iterrows():
         method = str(name)
-        link, keys = f"#{anchor(method)}", (*table.PERCENT, *table.COSTS)
+        link, keys = f"#{anchor(method)}", result_keys()
         texts = [table.percent(numbers[k]) for k in table.PERCENT]
         texts += [table.quantity(numbers[k]["mean"]) for k in table.COSTS]
         values = [float(numbers[k]["mean"]) for k in keys]
@@ -105,7 +110,7 @@ def run_cells(run: RunView, link: str) -> list[Cell]:
     """One run's numbers, each of them with a link to its folder."""
     texts = [f"{100 * run.summary[k]:.1f}" for k in table.PERCENT]
     texts += [table.quantity(run.summary[k]) for k in table.COSTS]
-    values = [float(run.summary[k]) for k in (*table.PERCENT, *table.COSTS)]
+    values = [float(run.summary[k]) for k in result_keys()]
     return [Cell(_spaced(t), v, link) for t, v in zip(texts, values, strict=True)]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cil import table
+from cil import figures, table
 from cil.errors import UserError
 from cil.records import RunView, figure_bytes, read_runs, unfinished_runs, write_bytes
 from cil.report import numbers
@@ -80,6 +80,7 @@ def render(runs: Sequence[RunView], folder: Path, page: Path) -> str:
         experiences=max(len(r.matrix) for r in runs),
         matrices=numbers.matrices(runs),
         pictures=pictures(runs, page),
+        costs=_costs(runs),
         cost_columns=[numbers.Column(h, False) for h in numbers.MORE_COSTS.values()],
         cost_rows=numbers.cost_rows(runs),
         streams=_streams(runs),
@@ -166,6 +167,26 @@ def _curves(runs: Sequence[RunView]) -> dict[str, str]:
         "narrow": data_uri(figure_bytes(table.curves(runs, columns=1), "svg"), "svg+xml"),
         "alt": "Accuracy on all classes seen so far against experiences learned. "
         f"After the last one, in per cent: {', '.join(ends)}.",
+    }
+
+
+def _costs(runs: Sequence[RunView]) -> dict[str, str] | None:
+    """Accuracy against cost and what it says; None where runs of several streams forbid it."""
+    if len({r.stream["fingerprint"] for r in runs}) > 1:
+        return None
+    last, seconds, macs = (
+        numbers.result_keys().index(key)
+        for key in ("last_accuracy", "training_seconds", "prediction_macs")
+    )
+    points = [
+        f"{row.name} {row.cells[last].text} %, {row.cells[macs].text} and {row.cells[seconds].text}"
+        for row in numbers.result_rows(runs)
+    ]
+    figure = figures.accuracy_against_cost(runs)
+    return {
+        "source": data_uri(figure_bytes(figure, "svg"), "svg+xml"),
+        "alt": "Last accuracy against the multiply-accumulates of classifying an image and the "
+        f"seconds of training: {'; '.join(points)}.",
     }
 
 
