@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from cil import metrics
@@ -48,6 +49,7 @@ def finish(folder: Path, kept: float, facts: dict[str, Any] | None = None, **num
             record.log(t, t, {"loss": 1.0, "samples/drift": 0.125})
             record.save_learned(t, {}, 1, 2.0)
             record.save_evaluated(t, [kept ** (t - i) for i in range(t + 1)], sizes[: t + 1])
+        record.save_predictions(pd.DataFrame({"label": [0, 1, 1, 2], "prediction": [0, 3, 3, 1]}))
         costs = {
             "training_seconds": 10.0,
             "milliseconds_an_image": 0.5,
@@ -79,7 +81,13 @@ def experiment(runs: Path) -> Path:
     for seed in (0, 1):
         kept = 0.9 + 0.02 * seed
         var = finish(folder / "var-adapter" / f"seed{seed}", kept, training_seconds=100.0 + seed)
-        for name in ("samples_experience0", "samples_experience1", "explanations", "odd"):
+        for name in (
+            "samples_experience0",
+            "samples_experience1",
+            "explanations",
+            "confusion",
+            "odd",
+        ):
             picture(var, name)
         finish(folder / "finetune" / f"seed{seed}", 0.1, training_seconds=9.0 + seed)
     finish(folder / "joint" / "seed0", 0.99, stored_images=100, training_seconds=20.0)

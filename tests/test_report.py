@@ -144,13 +144,15 @@ def test_pictures_of_the_runs_say_what_they_show(page: Page) -> None:
     assert "12.5 %" in drawn["alt"]  # samples/drift
     (maps,) = [image for image in page.all("img") if image["alt"].startswith("Heat maps")]
     assert "first class group after each experience: 100, 90 %" in maps["alt"]
+    (confusion,) = [image for image in page.all("img") if image["alt"].startswith("Which class")]
+    assert "<script>alert(1)</script> for three, 2 images of 4" in confusion["alt"]
     curves = next(image for image in page.all("img") if "experiences learned" in image["alt"])
     assert "joint 99.5" in curves["alt"]
     (costs,) = [image for image in page.all("img") if "multiply-accumulates" in image["alt"]]
     assert "joint 99.5 %, 1.00 M and 20; var-adapter" in costs["alt"]
     assert all(image["alt"] for image in page.all("img"))
     headings = page.texts("h2")
-    assert {"Samples", "Explanations", "Other figures"} <= set(headings)
+    assert {"Samples", "Explanations", "Confusion", "Other figures"} <= set(headings)
 
 
 def test_of_a_series_the_last_is_shown_and_the_others_are_linked(page: Page) -> None:

@@ -8,6 +8,7 @@ import base64
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +25,12 @@ AS_IT_IS = 60_000  # bytes: smaller ones are not worth another compression
 ALL_TOGETHER = 6_000_000  # bytes of pictures in a page
 IN_THE_PAGE_ANYWAY = ("accuracy_matrix",)
 # Heading -> how the names of its figures begin.
-KINDS = {"Samples": "samples", "Explanations": "explanations", "Other figures": ""}
+KINDS = {
+    "Samples": "samples",
+    "Explanations": "explanations",
+    "Confusion": "confusion",
+    "Other figures": "",
+}
 
 
 @dataclass(frozen=True)
@@ -151,6 +157,8 @@ def _alt(name: str, run: RunView) -> str:
             f"Heat maps of what speaks for a class, by {who}. Accuracy on the first class group "
             f"after each experience: {first} %."
         )
+    if name == "confusion":
+        return f"Which class {who} takes for which: {_most_confused(run)}."
     last = 100 * run.summary["last_accuracy"]
     return f"{name.replace('_', ' ')} of {who}; last accuracy {last:.1f} %."
 
@@ -165,3 +173,15 @@ def _drift(run: RunView) -> str:
         "; those of earlier classes differ from what was drawn when these were new by "
         f"{100 * drift.iloc[-1]:.1f} % of the range of a pixel"
     )
+
+
+def _most_confused(run: RunView) -> str:
+    """The class that is most often taken for another at the end."""
+    rows = run.predictions()
+    wrong = rows[rows["label"] != rows["prediction"]]
+    if wrong.empty:
+        return "none is taken for another"
+    pairs = Counter(zip(wrong["label"].tolist(), wrong["prediction"].tolist(), strict=True))
+    (label, prediction), count = pairs.most_common(1)[0]
+    names = run.stream["class_names"]
+    return f"most often {names[label]} for {names[prediction]}, {count} images of {len(rows)}"
