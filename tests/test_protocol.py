@@ -246,6 +246,10 @@ def test_every_evaluation_is_logged_at_the_last_step_learned(setup, whole):
         assert values[t, "cl/accuracy"] == pytest.approx(row.mean())  # groups of one size
         assert values[t, "cl/classes"] == 2 * t + 2
         assert values[t, protocol.PACE] > 0
+        accuracies = [values[k, "cl/accuracy"] for k in range(t + 1)]
+        assert values[t, protocol.ACCUMULATED] == pytest.approx(sum(accuracies) / 3)
+    final = whole.summary["average_incremental_accuracy"]
+    assert values[2, protocol.ACCUMULATED] == pytest.approx(final)
     assert whole.summary["milliseconds_an_image"] == values[2, protocol.PACE]
     assert whole.listener.experiences == [0, 1, 2]
 
