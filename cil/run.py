@@ -8,11 +8,12 @@ import atexit
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cil import parallel
+from cil import parallel, trial
 from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
 from cil.errors import UserError, is_interrupt
@@ -82,6 +83,9 @@ def _command(arguments: Sequence[str]) -> None:
         _list_experiments()
         return
     config, fresh = parse(arguments[0], arguments[1:])
+    own = trial.current()
+    if own is not None and not any(a.partition("=")[0] == "--runs" for a in arguments):
+        config = replace(config, runs=str(own.folder(config.runs)))
     run(Path(arguments[0]).stem, config, fresh)
 
 
@@ -123,6 +127,8 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     check_names(wished)
     names = expand(wished)
     check_seeds(seeds)
+    if trial.current() is not None:
+        trial.check_single(names, seeds)
     check_tuned(config)
     check_samples(config.samples)
     check_batches(names, config, parallel.processes(config.trainer))
@@ -235,6 +241,7 @@ def learn_recorded(
             config={**wanted, "stream_fingerprint": stream.fingerprint, "environment": where},
             folder=place,
             tags=_tags(wanted, stream),
+            trial=trial.current(),
         ) as tracker:
             protocol.run(
                 build_method, stream, record, tracker, config.trainer, seed, config.samples

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
@@ -46,11 +47,10 @@ def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
     """
     write_bytes(folder / "results.csv", results(runs).to_csv(index=False).encode())
     figure = write_figure(folder / "forgetting_curves.png", curves(runs))
-    table, console = _table(experiment, runs), Console()
-    wide = console.options.update(width=1000)
-    # Lines that break can still be read; numbers cut short cannot, and a log file has no width.
-    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
-    console.print(table)
+    seeds = len({r.seed for r in runs})
+    note = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
+    headings = ["method", *PERCENT.values(), *COSTS.values()]
+    console = show(f"{experiment}{note}", headings, _rows(runs), CAPTION)
     for line in [*_streams(runs), *_unreadable(runs)]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
     for r in runs:
@@ -104,16 +104,28 @@ def _family(run: Run) -> str:
     return "discriminative, images stored" if stores else "discriminative, nothing stored"
 
 
-def _table(experiment: str, runs: Sequence[RunView]) -> Table:
-    seeds = len({r.seed for r in runs})
-    note = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
-    table = Table(title=f"{experiment}{note}", caption=CAPTION, box=SIMPLE, padding=(0, 0, 0, 1))
-    table.add_column("method", no_wrap=True)
-    for heading in [*PERCENT.values(), *COSTS.values()]:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in _rows(runs):
-        table.add_row(*row)
-    return table
+def show(
+    title: str,
+    headings: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str | None = None,
+    texts: int = 1,
+) -> Console:
+    """Print a table whose first `texts` columns are text and whose others are numbers.
+
+    Returns what printed it, wide enough for all of it.
+    """
+    table = Table(title=title, caption=caption, box=SIMPLE, padding=(0, 0, 0, 1))
+    for index, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if index < texts else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console = Console()
+    wide = console.options.update(width=1000)
+    # Lines that break can still be read; numbers cut short cannot, and a log file has no width.
+    console.width = max(console.width, Measurement.get(console, wide, table).maximum)
+    console.print(table)
+    return console
 
 
 def _rows(runs: Sequence[Run]) -> list[list[str]]:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cil.files import write_bytes
+from cil.trial import Trial
 from cil.wandb_access import PROBE_SECONDS, Mode, Wish, choose_mode, has_account, reachable
 from cil.wandb_runs import CLASS_GROUPS
 
@@ -82,14 +83,16 @@ class Tracker:
         config: Mapping[str, Any],
         folder: Path,
         tags: Sequence[str] = (),
+        trial: Trial | None = None,
         init_timeout: float = INIT_SECONDS,
     ) -> "Tracker":
         """Begin, or go on with, the W&B run of a method and seed.
 
         folder: the run folder; W&B's own files go to folder/wandb and the id of the W&B run is kept
         in folder/wandb_id, so that a resumed run goes on in the same one. tags: besides the names
-        of experiment and method. init_timeout: seconds until an online start is given up for an
-        offline one.
+        of experiment and method. trial: of a sweep, whose runs are the group; an agent's has its
+        W&B run already, with an id and a name. init_timeout: seconds until an online start is given
+        up for an offline one.
         """
         try:
             mode = choose_mode(settings.mode)
@@ -100,16 +103,19 @@ class Tracker:
             os.environ.setdefault("WANDB_SILENT", "true")  # no lines between the progress bars
             import wandb  # noqa: F401  (here: imports in two threads at once can deadlock)
 
-            run_id = _run_id(folder)
+            run_id = _run_id(folder, trial.name if trial and trial.by_agent else _new_id())
         except Exception as error:
             _warn("W&B is off, it could not be started", _line(error))
             return cls(None)
+        name: str | None = f"{method}-seed{seed}"
+        if trial is not None:
+            name = None if trial.by_agent else f"{trial.name}-{name}"
         arguments = {
             "project": settings.project,
             "entity": settings.entity,
-            "group": experiment,
+            "group": trial.sweep if trial else experiment,
             "job_type": method,
-            "name": f"{method}-seed{seed}",
+            "name": name,
             "tags": [experiment, method, *tags],
             # By which `cil.wandb_runs` knows the run, whatever its group and name are.
             "config": {**config, "experiment": experiment, "method": method, "seed": seed},
@@ -274,11 +280,11 @@ def _why_not_online() -> str:
     return "" if reachable() else "its server cannot be reached"
 
 
-def _run_id(folder: Path) -> str:
-    """The id of the W&B run that belongs to a run folder, made on first use."""
+def _run_id(folder: Path, first: str) -> str:
+    """The id of the W&B run that belongs to a run folder, which is `first` on first use."""
     path = folder / "wandb_id"
     if not path.exists():
-        write_bytes(path, _new_id().encode())
+        write_bytes(path, first.encode())
     return path.read_text().strip()
 
 
