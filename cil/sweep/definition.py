@@ -21,6 +21,8 @@ GOALS = ("minimize", "maximize")
 STEPPED = ("int_uniform", "q_uniform", "q_log_uniform_values")
 LOGARITHMIC = ("log_uniform_values", "q_log_uniform_values")
 DISTRIBUTIONS = ("constant", "categorical", "uniform", *dict.fromkeys((*STEPPED, *LOGARITHMIC)))
+DESCRIBED = ("name", "description", "project", "entity", "program", "command")
+KEYS = (*DESCRIBED, "method", "metric", "parameters", "run_cap", "early_terminate")
 COMMAND = '["${env}", "${interpreter}", "-m", "cil.run", "EXPERIMENT", "${args}"]'
 
 
@@ -97,6 +99,8 @@ def read(path: Path) -> Definition:
         content = None
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold the keys of a W&B sweep.")
+    for key in content:
+        _choice(path, "the key", key, KEYS)
     method = _choice(path, "method", content.get("method"), METHODS)
     metric = content.get("metric")
     if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
@@ -146,9 +150,7 @@ def _parameter(path: Path, name: str, given: Any) -> Parameter:
         values = given["values"] if "values" in given else [given["value"]]
         if not isinstance(values, list) or not values:
             raise UserError(f"{place} must have a list of values, and at least one.")
-        extra = set(given) - {"value", "values", "distribution"}
-        if extra:
-            raise UserError(f"{place}: {', '.join(sorted(extra))} is not known on this machine.")
+        _only(place, given, {"value", "values", "distribution"})
         return Parameter(tuple(values))
     return _numbers(place, given)
 
@@ -164,12 +166,19 @@ def _numbers(place: str, given: Mapping[str, Any]) -> Parameter:
     distribution = given.get("distribution", "int_uniform" if whole else "uniform")
     _choice(place, "distribution", distribution, DISTRIBUTIONS)
     log = distribution in LOGARITHMIC
-    step = float(given.get("q", 1)) if distribution in STEPPED else 0.0
-    if not low < high or (log and low <= 0) or step < 0:
-        raise UserError(
-            f"{place}: min must be below max, above 0 on a logarithmic scale, and q too."
-        )
-    return Parameter((), low, high, log, step)
+    _only(place, given, {"min", "max", "distribution", *(["q"] if distribution in STEPPED else [])})
+    step = given.get("q", 1) if distribution in STEPPED else 0
+    if not low < high or (log and low <= 0):
+        raise UserError(f"{place}: min must be below max, and above 0 on a logarithmic scale.")
+    if type(step) not in (int, float) or (step <= 0 and distribution in STEPPED):
+        raise UserError(f"{place} gives q as {step}, but it must be a number above 0.")
+    return Parameter((), low, high, log, float(step))
+
+
+def _only(place: str, given: Mapping[str, Any], known: set[str]) -> None:
+    for key in given:
+        if key not in known:
+            raise UserError(f"{place}: {key} is not known here, but {', '.join(sorted(known))}.")
 
 
 def _choice(place: object, key: str, value: Any, known: tuple[str, ...]) -> str:

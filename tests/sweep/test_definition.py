@@ -83,6 +83,12 @@ def test_positions_are_coordinates_of_the_unit_cube() -> None:
         ({"parameters": {"seeds": 3}}, "parameter seeds must have a value"),
         ({"parameters": {"seeds": {"values": []}}}, "a list of values"),
         ({"parameters": {"seeds": {"values": [1], "probabilities": [1]}}}, "probabilities is not"),
+        ({"run_capp": 1}, "gives the key as run_capp: did you mean run_cap?"),
+        ({"parameters": {"var.depth": {"min": 1, "max": 3, "q": 2.0, "mu": 1}}}, "mu is not known"),
+        (
+            {"parameters": {"x": {"min": 0, "max": 1, "q": 0, "distribution": "q_uniform"}}},
+            "q as 0, but it must be",
+        ),
         ({"parameters": {"var.lr": {"mu": 1.0}}}, "numbers as min and max"),
         ({"parameters": {"var.lr": {"min": 1, "max": 1}}}, "min must be below max"),
         (

@@ -129,7 +129,7 @@ def test_its_trials_are_one_group_in_wandb(interrupted: Path) -> None:
     (run,) = [record["run"] for record in records if record["type"] == "run"]
     assert run["run_group"] == "rates"
     assert run["display_name"] == "trial0-finetune-seed0"
-    assert run["tags"] == ["split_digits", "finetune"]
+    assert run["tags"][:2] == ["split_digits", "finetune"]
 
 
 @pytest.mark.integration
