@@ -9,7 +9,7 @@ import pandas as pd
 from cil.records import write_bytes
 from cil.sweep.definition import Definition
 from cil.sweep.local import Outcome, flags
-from cil.table import COSTS, PERCENT, cost, percent, show
+from cil.table import COSTS, PERCENT, percent, quantity, show
 
 METRIC = "metric"  # the column of the sweep's own
 SHARES = (*PERCENT, "cl/accuracy", "cl/accumulated_accuracy")
@@ -103,7 +103,7 @@ def _heading(number: str) -> str:
 def _cell(name: str, number: pd.Series) -> str:
     if name in SHARES:
         return percent(number)
-    return cost(number["mean"]) if name in COSTS else f"{number['mean']:.4g}"
+    return quantity(number["mean"]) if name in COSTS else f"{number['mean']:.4g}"
 
 
 def _command(definition: Definition, best: Outcome, arguments: Sequence[str]) -> str:
