@@ -6,6 +6,7 @@ pyproject.toml, the other half is run as it stands.
 
 import ast
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -16,8 +17,10 @@ from pathlib import Path
 import pytest
 from tiny import TINY, folders
 
-from cil.command_line import experiments
+from cil.command_line import experiments, parse
+from cil.methods.registry import check_names, expand
 
+SHOWN = {"--help", "--print_config", "--fresh"}
 ROOT = Path(__file__).parent.parent
 RUN = "pip install -e . && python -m cil.run split_digits"
 TEST = "pip install -e '.[dev]' && pytest"
@@ -76,6 +79,34 @@ def test_the_dev_extra_brings_what_the_gate_runs() -> None:
     tools = distributions(PROJECT["optional-dependencies"]["dev"])
     assert {"pytest", "ruff", "mypy"} <= tools
     assert PROJECT["requires-python"] == ">=3.11"
+
+
+RUNS = [line for line in commands() if "-m cil.run split" in line and "torchrun" not in line]
+OTHERS = re.compile(r"python -m (experiments\.\w+|cil\.report|cil\.sweep) ?(.*)")
+
+
+@pytest.mark.parametrize("line", RUNS)
+def test_our_parser_takes_every_run_of_the_readme(line: str) -> None:
+    words = shlex.split(line.partition("-m cil.run ")[2], comments=True)
+    config, _ = parse(words[0], [w for w in words[1:] if w not in SHOWN and "config" not in w])
+    check_names(expand([config.methods] if isinstance(config.methods, str) else config.methods))
+
+
+def test_every_option_of_the_readme_s_other_commands_exists(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = [match for match in map(OTHERS.match, commands()) if match]
+    helps: dict[str, str] = {}
+    for module in dict.fromkeys(match[1] for match in found):
+        monkeypatch.setattr(sys, "argv", [module, "--help"])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_module(module, run_name="__main__")
+        assert end.value.code == 0
+        helps[module] = capsys.readouterr().out
+    assert len(helps) > 8
+    for module, words in (match.groups() for match in found):
+        for option in re.findall(r"--\w+(?=[= ]|$)", words.partition(" #")[0]):
+            assert option in helps[module] or option == "--methods", f"{module} has no {option}"
 
 
 @pytest.mark.integration
