@@ -116,6 +116,7 @@ def converted(found: Iterable[Any]) -> list[WandbRun]:
 
 def _converted(public: Any) -> WandbRun:
     config = dict(public.config)
+    config.pop("environment", None)  # of no result, and another on another machine
     groups = public.summary_metrics[CLASS_GROUPS]
     matrix = np.full((len(groups["accuracy"]),) * 2, np.nan)
     for t, row in enumerate(groups["accuracy"]):

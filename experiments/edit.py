@@ -24,9 +24,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from cil.config import SamplesConfig
@@ -40,6 +37,7 @@ from cil.methods.var import VARMethod
 from cil.records import write_figure
 from cil.run import exit_code
 from cil.streams.stream import Stream
+from cil.table import show
 from experiments.finished import add_arguments, finished, picture, pixels
 
 
@@ -136,19 +134,18 @@ def _show(
     scales = method.tokenizer.scales
     shares = [part.double().mean() for part in results.drawn_L.split([p * p for p in scales])]
     drawn = ", ".join(f"{p}x{p} {100 * s:.0f} %" for p, s in zip(scales, shares, strict=True))
-    table = Table(
-        caption=f"Tokens drawn of each scale: {drawn}. kept pixels: mean absolute difference of "
-        "the model's own picture from them, in per cent of the range.",
-        box=SIMPLE,
-    )
-    for heading in ("drawn as", "seed", "read as", "kept pixels"):
-        table.add_column(heading, justify="right")
-    kept = ~region
+    kept, rows = ~region, []
     found = _read(method, results.images)
     for (label, seed), reading, raw in zip(pairs, found, results.raw, strict=True):
         away = (raw - image)[:, kept].abs().mean() / 2 if kept.any() else torch.tensor(0.0)
-        table.add_row(learned[label], str(seed), learned[reading], f"{100 * away:.1f}")
-    Console().print(table)
+        rows.append([learned[label], str(seed), learned[reading], f"{100 * away:.1f}"])
+    show(
+        "edits",
+        ["drawn as", "seed", "read as", "kept pixels"],
+        rows,
+        f"Tokens drawn of each scale: {drawn}. kept pixels: mean absolute difference of the "
+        "model's own picture from them, in per cent of the range.",
+    )
 
 
 if __name__ == "__main__":

@@ -29,8 +29,6 @@ from pathlib import Path
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
@@ -57,6 +55,7 @@ from cil.records import read_run, write_bytes
 from cil.run import exit_code
 from cil.streams.stream import Stream
 from cil.streams.tokens import in_memory
+from cil.table import show as show_table
 
 CACHE = Path("cache")  # of what a method makes once; nothing is learned here
 RESULTS = Path(__file__).parent / "results"
@@ -345,7 +344,6 @@ def naive(method: VARMethod, images: Tensor) -> Tensor:
 
 
 def show(table: pd.DataFrame, title: str) -> None:
-    shown = Table(title=title)
     columns = {
         "variant": ("", "{}"),
         "copies": ("copies", "{}"),
@@ -361,13 +359,11 @@ def show(table: pd.DataFrame, title: str) -> None:
     columns = {n: c for n, c in columns.items() if n in table and table[n].notna().any()}
     if not table["condition_from"].any():
         del columns["condition_from"]
-    for heading, _ in columns.values():
-        shown.add_column(heading, justify="right" if heading else "left")
-    for _, row in table.iterrows():
-        shown.add_row(
-            *("" if pd.isna(row[n]) else form.format(row[n]) for n, (_, form) in columns.items())
-        )
-    Console().print(shown)
+    rows = [
+        ["" if pd.isna(row[n]) else form.format(row[n]) for n, (_, form) in columns.items()]
+        for _, row in table.iterrows()
+    ]
+    show_table(title, [heading for heading, _ in columns.values()], rows)
     tera = 2 * table["matrix_rate"].iloc[0] / 1e12
     print(f"rate: of {tera:.3g} TFLOP/s in a large matrix product; time: an image's, against")
     print("the first variant of the model; MACs: of layers, the encoder's included")

@@ -28,13 +28,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
-from cil import plots
+from cil import plots, table
 from cil.drift import pictures
 from cil.environment import device
 from cil.errors import UserError
@@ -211,11 +208,8 @@ def draw(run: Finished, explained: Explained, folder: Path, name: str) -> list[P
 def show(run: Finished, explained: Explained) -> None:
     """One row an image: its classes and the nats between them."""
     found, classes = explained.found, run.stream.class_names
-    table = Table(title=f"{run.run.method} seed {run.run.seed}", box=SIMPLE)
-    for heading in ("image", "class", "predicted", "best wrong"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("for class", "for wrong", "margin"):
-        table.add_column(heading, justify="right")
+    texts = ["image", "class", "predicted", "best wrong"]
+    headings, rows = [*texts, "for class", "for wrong", "margin"], []
     columns = zip(
         explained.names,
         found.labels_B.tolist(),
@@ -226,8 +220,9 @@ def show(run: Finished, explained: Explained) -> None:
     )
     for name, label, predicted, rival, *nats in columns:
         words = (classes[number] for number in (label, predicted, rival))
-        table.add_row(name, *words, *(f"{value:+.1f}" for value in nats))
-    Console().print(table)
+        rows.append([name, *words, *(f"{value:+.1f}" for value in nats)])
+    title = f"{run.run.method} seed {run.run.seed}"
+    table.show(title, headings, rows, texts=len(texts))
     print("nats, of all tokens together: log p(image | class) - log p(image | null class), without")
     print(f"the weights of the scales; {PASSES} likelihood evaluations an image")
 

@@ -25,9 +25,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -38,7 +35,7 @@ from cil.explain import best_wrong
 from cil.insertion_deletion import Curves, Protocol, curves
 from cil.records import RunView, figure_bytes, write_bytes
 from cil.run import exit_code
-from cil.table import markdown, provenance
+from cil.table import markdown, provenance, show
 from experiments.asking import RESULTS
 from experiments.attributions import CAPTUM, RANDOM, Attribution, Effort, Model, attribute
 from experiments.finished import Finished, add_arguments, every_label_in_turn, finished
@@ -182,7 +179,7 @@ def publish(table: pd.DataFrame, lines: dict[Finished, Lines], options: Namespac
         for row in table.itertuples()
     ]
     caption = explained(table)
-    show(cells, caption)
+    show("insertion and deletion", HEADINGS, cells, caption, texts=2)
     line = " ".join(["python -m experiments.insertion_deletion", *sys.argv[1:]])
     where = f"Explained at commit {commit()}, on {device(first.trainer)}."
     text = "\n\n".join([*provenance(runs, line), where, caption, markdown(HEADINGS, cells)])
@@ -218,18 +215,6 @@ def explained(table: pd.DataFrame) -> str:
         f"{row['samples']} altered images; integrated gradients: {row['steps']} steps. Models "
         f"compare within themselves alone. Predicted rightly: {right}."
     )
-
-
-def show(cells: Sequence[Sequence[str]], caption: str) -> None:
-    shown = Table(title="insertion and deletion", caption=caption, box=SIMPLE)
-    for heading in HEADINGS:
-        justify = "left" if heading in HEADINGS[:2] else "right"
-        shown.add_column(heading, no_wrap=True, justify=justify)
-    for row in cells:
-        shown.add_row(*row)
-    console = Console()
-    console.width = max(console.width, 100)  # a log file has no width; the table needs this much
-    console.print(shown)
 
 
 if __name__ == "__main__":

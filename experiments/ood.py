@@ -28,9 +28,8 @@ from cil.ood import SCORES, evaluate
 from cil.records import RunView, figure_bytes, read_runs, write_bytes
 from cil.robustness import check_one_experiment
 from cil.run import exit_code
-from cil.table import markdown, percent, provenance
+from cil.table import markdown, percent, provenance, show
 from experiments.asking import RESULTS
-from experiments.robustness import show
 
 HEADINGS = {"msp": "MSP", "max_logit": "max logit", "energy": "energy", "ratio": "ratio"}
 CAPTION = (

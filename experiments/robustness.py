@@ -23,9 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from tqdm import tqdm
 
 from cil import plots
@@ -43,7 +40,7 @@ from cil.robustness import (
 )
 from cil.run import exit_code
 from cil.streams.image_scan import named
-from cil.table import markdown, percent, provenance
+from cil.table import markdown, percent, provenance, show
 from experiments.asking import RESULTS
 
 CORRUPTIONS = ["gaussian_noise", "jpeg_compression", "defocus_blur", "contrast"]
@@ -115,7 +112,8 @@ def _report(
     text = [*provenance(runs, line), *filter(None, notes), markdown(["method", *names], rows)]
     write_bytes(path.with_suffix(".csv"), frame.to_csv(index=False).encode())
     write_bytes(path.with_suffix(".md"), ("\n\n".join(text) + "\n").encode())
-    show(f"{runs[0].experiment} under shift", ["method", *names], rows, " ".join(notes))
+    headings = ["method", *(name.replace("_", " ") for name in names)]
+    show(f"{runs[0].experiment} under shift", headings, rows, " ".join(notes))
     written = f"written: {path.with_suffix('.md')}"
     if severities:
         write_bytes(path.with_suffix(".svg"), figure_bytes(figure(frame), "svg"))
@@ -148,16 +146,6 @@ def _missing(shifts: Sequence[Shift]) -> list[str]:
                 f"{named(missing)}."
             )
     return sentences
-
-
-def show(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> None:
-    shown = Table(title=title, caption=note, box=SIMPLE)
-    shown.add_column(headings[0], no_wrap=True)
-    for heading in headings[1:]:
-        shown.add_column(heading.replace("_", " "), justify="right")
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
 
 
 if __name__ == "__main__":

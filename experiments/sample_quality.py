@@ -27,9 +27,6 @@ from typing import Any
 
 import pandas as pd
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 from tqdm import tqdm
@@ -49,7 +46,7 @@ from cil.sample_metrics import frechet_distance, precision_recall
 from cil.showing import group_name
 from cil.streams.stream import Stream
 from cil.streams.tokens import in_order
-from cil.table import markdown, provenance
+from cil.table import markdown, provenance, show
 from experiments.asking import RESULTS
 from experiments.finished import add_arguments, named_run, trainer_of
 
@@ -252,14 +249,7 @@ def _publish(
         [*map(str, row[:3]), f"{row[3]:.3g}", *(f"{100 * share:.1f}" for share in row[4:])]
         for row in map(list, table.itertuples(index=False))
     ]
-    shown = Table(title=path.name, caption=f"{caption} {network}", box=SIMPLE)
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading in HEADINGS[:2] else "right")
-    for row in rows:
-        shown.add_row(*row)
-    console = Console()
-    console.width = max(console.width, 110)
-    console.print(shown)
+    show(path.name, HEADINGS, rows, f"{caption} {network}", texts=2)
     where = f"Measured at commit {commit()} on {device(trainer)}."
     lines = [*provenance(runs, line), where, network, caption, markdown(HEADINGS, rows)]
     write_bytes(path.with_suffix(".csv"), table.to_csv(index=False).encode())

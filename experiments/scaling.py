@@ -18,8 +18,6 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import pandas as pd
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from cil import parallel
 from cil.config import TrainerConfig, VARConfig
@@ -31,6 +29,7 @@ from cil.methods.var import VARMethod
 from cil.run import exit_code
 from cil.streams.memory_images import MemoryImages
 from cil.streams.tokens import EncodedImages, tokens_of
+from cil.table import show
 from experiments.efficiency import (
     OFFICIAL_TOKENIZER,
     RESULTS,
@@ -41,6 +40,7 @@ from experiments.efficiency import (
 
 STEPS = 60  # of learning that are timed, after half as many that are not
 ROWS = 4096  # token maps
+HEADINGS = ["devices", "learning", "scaling", "classifying", "scaling"]
 
 
 def main() -> None:
@@ -64,7 +64,17 @@ def main() -> None:
         table[f"{kind}_scaling"] = table[kind] / table[kind].iloc[0]
     where = device(TrainerConfig(accelerator=options.accelerator))
     path = keep(table, "scaling", options.size, where, options.results)
-    show(table, f"{options.size}, {where}: images a second")
+    rows = [
+        [
+            str(row.devices),
+            f"{row.learning:.1f}",
+            f"{row.learning_scaling:.2f}",
+            f"{row.classifying:.1f}",
+            f"{row.classifying_scaling:.2f}",
+        ]
+        for row in table.itertuples()
+    ]
+    show(f"{options.size}, {where}: images a second", HEADINGS, rows)
     print(f"written to {path}")
 
 
@@ -140,19 +150,6 @@ def classifying(method: VARMethod, count: int, classes: int) -> float:
         score(method, [part], method.trainer, "classifying")
         seconds = time.perf_counter() - began
     return count / seconds
-
-
-def show(table: pd.DataFrame, title: str) -> None:
-    drawn = Table("devices", "learning", "scaling", "classifying", "scaling", title=title)
-    for row in table.itertuples():
-        drawn.add_row(
-            str(row.devices),
-            f"{row.learning:.1f}",
-            f"{row.learning_scaling:.2f}",
-            f"{row.classifying:.1f}",
-            f"{row.classifying_scaling:.2f}",
-        )
-    Console().print(drawn)
 
 
 if __name__ == "__main__":

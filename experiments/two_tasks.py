@@ -19,15 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
 from cil.errors import UserError
 from cil.records import RunView, write_bytes
 from cil.run import complete, exit_code
 from cil.streams import open_stream
-from cil.table import markdown, provenance
+from cil.table import markdown, provenance, show
 from experiments.asking import RESULTS, asked
 
 DEFAULTS = (
@@ -56,7 +53,7 @@ def main() -> None:
     if not runs:  # of several processes the first one alone has them
         return
     rows = table(runs)
-    _show(name, rows)
+    show(name, HEADINGS, rows, CAPTION)
     lines = [*provenance(runs, what.line), CAPTION, markdown(HEADINGS, rows)]
     path = RESULTS / f"{what.name or name}.md"
     write_bytes(path, ("\n\n".join(lines) + "\n").encode())
@@ -76,16 +73,6 @@ def table(runs: Sequence[RunView]) -> list[list[str]]:
 def _percent(values: np.ndarray) -> str:
     text = f"{100 * values.mean():.1f}"
     return f"{text}±{100 * values.std(ddof=1):.1f}" if len(values) > 1 else text
-
-
-def _show(title: str, rows: Sequence[Sequence[str]]) -> None:
-    shown = Table(title=title, caption=CAPTION, box=SIMPLE)
-    shown.add_column(HEADINGS[0], no_wrap=True)
-    for heading in HEADINGS[1:]:
-        shown.add_column(heading, justify="right")
-    for row in rows:
-        shown.add_row(*row)
-    Console().print(shown)
 
 
 if __name__ == "__main__":
