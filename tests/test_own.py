@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from finished import finish
 
 from cil import own
 from cil.errors import UserError
@@ -63,6 +64,14 @@ def test_the_stream_of_the_readme(quick: Path) -> None:
     run = read_run((quick / "turned_digits" / "replay" / "seed0").resolve())
     assert [len(labels) for labels in run.stream["experiences"]] == [10, 5, 5]
     assert run.config["stream"]["source"] == run.stream["fingerprint"]
+
+
+def test_the_figures_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for method, kept in (("var-adapter", 0.9), ("finetune", 0.1)):
+        finish(tmp_path / "runs" / "split_digits" / method / "seed0", kept)
+    monkeypatch.chdir(tmp_path)
+    exec(example("What a run leaves to look at"), {})
+    assert "var-adapter" in (tmp_path / "curves.svg").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
