@@ -99,6 +99,8 @@ def test_every_option_of_the_readme_s_other_commands_exists(
     helps: dict[str, str] = {}
     for module in dict.fromkeys(match[1] for match in found):
         monkeypatch.setattr(sys, "argv", [module, "--help"])
+        for loaded in (module, f"{module}.__main__"):  # by another test: it is run afresh
+            monkeypatch.delitem(sys.modules, loaded, raising=False)
         with pytest.raises(SystemExit) as end:
             runpy.run_module(module, run_name="__main__")
         assert end.value.code == 0

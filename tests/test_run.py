@@ -109,7 +109,7 @@ def test_restoring_keeps_to_the_cache_it_is_given(
     written.mnist(tmp_path / "cache" / "torchvision")
     monkeypatch.chdir(tmp_path / "cache")
     trainer = TrainerConfig(accelerator="cpu", progress=False)
-    with pytest.raises(UserError, match="32 px"):  # read, and no images for this tokenizer
+    with pytest.raises(UserError, match="images of mnist are not those"):  # read, and told apart
         restore(replace(view, config=config), trainer, tmp_path / "cache")
 
 

@@ -31,8 +31,8 @@ class Method(Protocol):
     """Learns class group by class group; scores images over all classes seen so far."""
 
     name: str
-    pretrained_on: str
-    distributed: bool  # learns on all devices; else on the first, which hands its state on
+    pretrained_on: str = "nothing"
+    distributed: bool = False  # learns on all devices; else on the first, which hands its state on
 
     @property
     def classes_seen(self) -> int: ...
@@ -55,6 +55,7 @@ class Method(Protocol):
 
     def facts(self) -> dict[str, float]:
         """Other numbers worth keeping of the finished method, such as its codebook's use."""
+        return {}
 
 
 @runtime_checkable
