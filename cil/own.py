@@ -19,7 +19,15 @@ from cil.command_line import parse
 from cil.config import Config
 from cil.errors import UserError
 from cil.methods.method import Method
-from cil.methods.registry import NAMES, build, check_names, check_seeds, settings
+from cil.methods.registry import (
+    NAMES,
+    build,
+    check_names,
+    check_seeds,
+    check_tuned,
+    expand,
+    settings,
+)
 from cil.records import RunView, finished_run
 from cil.run import learn_recorded
 from cil.streams import open_stream
@@ -38,10 +46,10 @@ def run(
     """Take methods through a stream, one table at the end; what is finished is not learned again.
 
     experiment: the folder under runs/, and without `stream` the experiment whose stream it is.
-    methods: names of cil's methods, or what makes one of yours of a stream: a class, or a function
-    whose name the runs get; when its code has changed, start over with the override "--fresh".
-    like: the experiment whose settings hold, by default `experiment`
-    itself, or split_digits for a stream of your own. overrides: such as "--seeds=[0,1]".
+    methods: names of cil's methods or of sets of them, or what makes one of yours of a stream: a
+    class, or a function whose name the runs get; when its code has changed, start over with the
+    override "--fresh". like: the experiment whose settings hold, by default `experiment` itself, or
+    split_digits for a stream of your own. overrides: such as "--seeds=[0,1]".
 
     Raises:
         UserError: bad settings, unknown names, records of other settings, several devices.
@@ -49,7 +57,11 @@ def run(
     config, fresh = parse(like or ("split_digits" if stream else experiment), overrides)
     seeds = config.seeds if isinstance(config.seeds, list) else [config.seeds]
     check_seeds(seeds)
-    check_names([method for method in methods if isinstance(method, str)] or ["finetune"])
+    check_tuned(config)
+    names = [method for method in methods if isinstance(method, str)]
+    if names or not methods:
+        check_names(names)
+    each = [m for method in methods for m in (expand([method]) if method in names else [method])]
     if config.trainer.devices * config.trainer.num_nodes > 1:
         raise UserError("own.run works on one device: leave trainer.devices and num_nodes at 1.")
     if stream is None:
@@ -58,7 +70,7 @@ def run(
         config = replace(config, stream=replace(config.stream, source=stream.fingerprint))
     folder, views = Path(config.runs) / experiment, []
     for seed in seeds:
-        for method in methods:
+        for method in each:
             wanted, make = _wanted(method, config, seed, stream)
             place = folder / wanted["method"] / f"seed{seed}"
             if fresh or not finished_run(place, wanted):

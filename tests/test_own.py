@@ -80,6 +80,8 @@ def test_the_figures_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (["replai"], [], "There is no method 'replai': did you mean replay?"),
         (["replay"], ["--trainer.devices=2"], "works on one device"),
         (["replay"], ["--seeds=[1,1]"], "each once"),
+        ([], [], "name at least one"),
+        (["discriminative", "var"], ["--trainer.devices=2"], "works on one device"),
     ],
 )
 def test_bad_input(
@@ -87,6 +89,21 @@ def test_bad_input(
 ) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)):
         own.run("mine", methods, tiny_stream, overrides=[*overrides, f"--runs={tmp_path}"])
+
+
+def test_a_set_of_methods_is_each_of_them(
+    tiny_stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[str] = []
+
+    def noted(make, wanted, *_) -> None:
+        met.append(wanted["method"])
+        raise UserError("far enough")
+
+    monkeypatch.setattr(own, "learn_recorded", noted)
+    with pytest.raises(UserError, match="far enough"):
+        own.run("mine", ["discriminative"], tiny_stream, overrides=[f"--runs={tmp_path}"])
+    assert met == ["finetune"]
 
 
 def test_a_name_of_cil_s_is_taken(tiny_stream: Stream, tmp_path: Path) -> None:

@@ -9,15 +9,13 @@ log p(x | y): as what the transformer reads, and as what it is to predict.
 Shapes: B images, n classes of a group, C classes in all, L tokens, V vocabulary, Z latent channels.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
 from cil.models.class_groups import Incremental
+from cil.models.compiling import eagerly
 from cil.models.tokenizer import MultiScaleTokenizer
 
 
@@ -32,7 +30,7 @@ def straight_through_scores(
     choices_BLV, inputs_BLZ = straight_through(tokenizer, images)
     sizes = torch.tensor([p * p for p in tokenizer.scales], device=images.device)
     weights_L = weights_K.repeat_interleave(sizes)
-    with _uncompiled(model):  # else every batch size and its gradients are compiled anew
+    with eagerly(model.trunks):  # else every batch size and its gradients are compiled anew
         groups = [
             _group_scores(model, group, choices_BLV, inputs_BLZ, weights_L)
             for group in range(len(model.groups))
@@ -79,15 +77,3 @@ def _choices(vectors_BNZ: Tensor, codebook_VZ: Tensor) -> Tensor:
     soft = (-distances_BNV / least).softmax(-1)
     hard = F.one_hot(partial_BNV.argmin(-1), len(codebook_VZ)).to(soft)
     return hard + soft - soft.detach()
-
-
-@contextmanager
-def _uncompiled(model: Incremental) -> Iterator[None]:
-    before = [trunk.compiled for trunk in model.trunks]
-    for trunk in model.trunks:
-        trunk.compiled = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for trunk, was in zip(model.trunks, before, strict=True):
-            trunk.compiled = was

@@ -187,8 +187,7 @@ class VARMethod:
 
         Straight through the quantiser (see `straight_through_scores`).
         """
-        self.tokenizer.to(images.device)
-        self.model.to(images.device)
+        self._move(images.device)
         weights_K = self.scale_weights_K.to(images.device)
         with autocast(self.trainer):
             return straight_through_scores(self.model, self.tokenizer, images, weights_K)

@@ -36,7 +36,7 @@ def any_batch(*tensors: Tensor | None) -> None:
 
 @contextmanager
 def eagerly(parts: Iterable[Any]) -> Iterator[None]:
-    """Within it these modules are not compiled: few images are drawn before a graph is made."""
+    """Within it these modules are not compiled, as for few images of ever new numbers."""
     before = [(part, part.compiled) for part in parts]
     for part, _ in before:
         part.compiled = False
