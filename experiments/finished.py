@@ -19,7 +19,8 @@ from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.methods.registry import restore
 from cil.methods.training import find_device
-from cil.records import RunView, read_run
+from cil.records import RunView, read_run, read_runs
+from cil.robustness import check_one_experiment
 from cil.streams.image_scan import named
 from cil.streams.stream import Stream
 
@@ -74,6 +75,23 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--cache", type=Path, default=Path("cache"), help="as that of the run (default: cache)"
     )
     parser.add_argument("--no_progress", action="store_true", help="show no progress bars")
+
+
+def add_experiment(parser: ArgumentParser) -> None:
+    """Which runs of an experiment a table is made of, where it runs and where it goes."""
+    add = parser.add_argument
+    add("runs", type=Path, help="folder of an experiment's runs, such as runs/split_digits")
+    add("--methods", nargs="+", default=[], metavar="NAME", help="all there are by default")
+    add("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
+    add("--cache", type=Path, default=Path("cache"), help="as that of the runs (default: cache)")
+    add("--name", help="of the files in experiments/results, or a path")
+
+
+def runs_of(asked: Namespace) -> list[RunView]:
+    """The finished runs that `add_experiment` was answered; UserError unless of one experiment."""
+    runs = [r for r in read_runs(asked.runs) if not asked.methods or r.method in asked.methods]
+    check_one_experiment(runs, asked.runs)
+    return runs
 
 
 def finished(folder: Path, options: Namespace) -> Finished:

@@ -25,11 +25,11 @@ from cil import plots
 from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.ood import SCORES, evaluate
-from cil.records import RunView, figure_bytes, read_runs, write_bytes
-from cil.robustness import check_one_experiment
+from cil.records import RunView, figure_bytes, write_bytes
 from cil.run import exit_code
 from cil.table import markdown, percent, provenance, show
 from experiments.asking import RESULTS
+from experiments.finished import add_experiment, runs_of
 
 HEADINGS = {"msp": "MSP", "max_logit": "max logit", "energy": "energy", "ratio": "ratio"}
 CAPTION = (
@@ -41,8 +41,7 @@ CAPTION = (
 
 def main() -> None:
     asked = _arguments()
-    runs = [r for r in read_runs(asked.runs) if not asked.methods or r.method in asked.methods]
-    check_one_experiment(runs, asked.runs)
+    runs = runs_of(asked)
     trainer = TrainerConfig(accelerator=asked.accelerator, progress=False)
     frame, used = evaluated(runs, trainer, asked.cache)
     _report(frame, used, asked)
@@ -81,12 +80,7 @@ def _arguments() -> Namespace:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add = parser.add_argument
-    add("runs", type=Path, help="folder of an experiment's runs, such as runs/split_digits")
-    add("--methods", nargs="+", default=[], metavar="NAME", help="all there are by default")
-    add("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
-    add("--cache", type=Path, default=Path("cache"), help="as that of the runs (default: cache)")
-    add("--name", help="of the files in experiments/results, or a path")
+    add_experiment(parser)
     return parser.parse_args()
 
 

@@ -28,12 +28,11 @@ from tqdm import tqdm
 from cil import plots
 from cil.config import TrainerConfig
 from cil.errors import UserError
-from cil.records import RunView, figure_bytes, read_runs, write_bytes
+from cil.records import RunView, figure_bytes, write_bytes
 from cil.robustness import (
     CLEAN,
     Shift,
     by_method,
-    check_one_experiment,
     corruptions,
     evaluate,
     shift_sets,
@@ -42,6 +41,7 @@ from cil.run import exit_code
 from cil.streams.image_scan import named
 from cil.table import markdown, percent, provenance, show
 from experiments.asking import RESULTS
+from experiments.finished import add_experiment, runs_of
 
 CORRUPTIONS = ["gaussian_noise", "jpeg_compression", "defocus_blur", "contrast"]
 CAPTION = (
@@ -52,8 +52,7 @@ CAPTION = (
 
 def main() -> None:
     asked = _arguments()
-    runs = [r for r in read_runs(asked.runs) if not asked.methods or r.method in asked.methods]
-    check_one_experiment(runs, asked.runs)
+    runs = runs_of(asked)
     trainer = TrainerConfig(accelerator=asked.accelerator, progress=False)
     shifts = corruptions(asked.corruptions, asked.severities)
     shifts += shift_sets(_folders(asked.sets), runs[0], asked.cache)
@@ -75,15 +74,11 @@ def _arguments() -> Namespace:
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_experiment(parser)
     add = parser.add_argument
-    add("runs", type=Path, help="folder of an experiment's runs, such as runs/split_digits")
     add("--corruptions", nargs="*", default=CORRUPTIONS, metavar="NAME", help="or all")
     add("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="1..5")
     add("--sets", nargs="+", default=[], metavar="KIND=FOLDER", help="such as imagenet-a=data/a")
-    add("--methods", nargs="+", default=[], metavar="NAME", help="all there are by default")
-    add("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
-    add("--cache", type=Path, default=Path("cache"), help="as that of the runs (default: cache)")
-    add("--name", help="of the files in experiments/results, or a path")
     return parser.parse_args()
 
 
