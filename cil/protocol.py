@@ -6,12 +6,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from cil import drift, metrics, parallel, showing
 from cil.config import SamplesConfig, TrainerConfig
 from cil.explain import Explainable
-from cil.methods.method import Generative, Method
+from cil.methods.method import Generative, Lasting, Method
 from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
 from cil.methods.training import find_device
@@ -22,6 +23,7 @@ from cil.streams.stream import Experience, Stream
 from cil.tracking import Tracker
 
 PACE = "cl/milliseconds_an_image"  # of the evaluation, all classes seen so far
+Scored = list[Tensor]  # scores (N, classes) of each class group's images that will never change
 # For sweeps: W&B takes the best value of a run for its result, and accuracy is best at first.
 ACCUMULATED = "cl/accumulated_accuracy"
 
@@ -45,6 +47,7 @@ def run(
     seed_all(seed)
     stream.mark_unreadable(())  # what another run met on the same stream is none of this one's
     method = build()
+    scored: Scored = []
     learned, evaluated = parallel.broadcast(record and (record.learned, record.evaluated))
     if learned:
         method.load_state(parallel.broadcast(record and record.load_state()))
@@ -55,7 +58,7 @@ def run(
         if samples is not None and samples.per_class and isinstance(method, Generative):
             index = experience.index
             showing.draw_samples(method, stream, index, record, tracker, settings, samples)
-        _evaluate(method, stream, experience.index, record, tracker, settings)
+        scored = _evaluate(method, stream, experience.index, record, tracker, settings, scored)
     if record is not None:
         _finish(method, stream, record, tracker)
 
@@ -105,14 +108,18 @@ def _evaluate(
     record: RunRecord | None,
     tracker: Tracker,
     settings: TrainerConfig,
-) -> None:
-    """One row of the accuracy matrix: every class group seen, over all classes seen."""
-    began = time.perf_counter()
-    results = score_groups(method, stream.experiences[: index + 1], settings)
-    seconds = time.perf_counter() - began
+    scored: Scored,
+) -> Scored:
+    """One row of the accuracy matrix: every class group seen, over all classes seen.
+
+    `scored` is what the evaluation before it has returned: the scores that last.
+    """
+    results, seconds = _scores(method, stream.experiences[: index + 1], settings, scored)
+    lasting = method.lasting if isinstance(method, Lasting) else 0
+    scored = [scores[:, :lasting] for scores, _ in results] if lasting else []
     _report_unreadable(stream, record, f"{method.name} evaluation {index + 1}")
     if record is None:
-        return
+        return scored
     row = [(scores.argmax(1) == labels).double().mean().item() for scores, labels in results]
     sizes = [len(labels) for _, labels in results]
     accuracy = sum(a * n for a, n in zip(row, sizes, strict=True)) / sum(sizes)
@@ -120,7 +127,7 @@ def _evaluate(
         "cl/accuracy": accuracy,
         ACCUMULATED: _accumulated(record, accuracy, len(stream.experiences)),
         "cl/classes": float(method.classes_seen),
-        PACE: 1000 * seconds / sum(sizes),
+        PACE: 1000 * seconds,
     }
     values |= {f"cl/accuracy_group{i}": accuracy for i, accuracy in enumerate(row)}
     if isinstance(method, Explainable) and method.classes_seen > 1:
@@ -134,6 +141,7 @@ def _evaluate(
         record.save_predictions(_predictions(results, stream))
     record.save_evaluated(index, row, sizes)
     tracker.log_experience(index, values)
+    return scored
 
 
 def _accumulated(record: RunRecord, accuracy: float, experiences: int) -> float:
@@ -164,8 +172,27 @@ def score_groups(
     Each group is scored in batches of its own, so that a later group cannot change even the
     rounding of an earlier one's scores.
     """
+    return _scores(method, experiences, settings, [])[0]
+
+
+def _scores(
+    method: Method, experiences: Sequence[Experience], settings: TrainerConfig, scored: Scored
+) -> tuple[list[tuple[Tensor, Tensor]], float]:
+    """The same, and the seconds an image took under all classes.
+
+    Images of the first groups are scored under the classes alone that `scored` does not hold.
+    """
     title = f"{method.name} evaluation {len(experiences)}"
-    return score(method, [e.test for e in experiences], settings, title)
+    earlier, others = experiences[: len(scored)], experiences[len(scored) :]
+    began = time.perf_counter()
+    whole = score(method, [e.test for e in others], settings, title)
+    seconds = (time.perf_counter() - began) / sum(len(labels) for _, labels in whole)
+    if not scored:
+        return whole, seconds
+    first = scored[0].shape[1]
+    newer = score(method, [e.test for e in earlier], settings, title, first)
+    known = [(torch.cat([a, b], 1), y) for a, (b, y) in zip(scored, newer, strict=True)]
+    return known + whole, seconds
 
 
 def _finish(method: Method, stream: Stream, record: RunRecord, tracker: Tracker) -> None:

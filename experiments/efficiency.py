@@ -324,7 +324,9 @@ def classify(method: VARMethod, images: Tensor, variant: Variant) -> tuple[Tenso
     if variant.stages is None:
         return naive(method, images), reads
     batches = images.split(BATCH_SIZE)
-    return torch.cat([method.scores(batch, variant.stages, reads) for batch in batches]), reads
+    return torch.cat(
+        [method.scores(batch, stages=variant.stages, reads=reads) for batch in batches]
+    ), reads
 
 
 @torch.inference_mode()

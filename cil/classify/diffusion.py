@@ -28,19 +28,21 @@ def diffusion_scores(
     seeds: Sequence[int],
     stages: Sequence[Timesteps],
     max_tokens: int | None = None,
+    first: int = 0,
 ) -> Tensor:
     """The scores (B, C) of the classes left at the end; -inf for the others.
 
     The mean is over the timesteps of all stages that a class has seen. An image's noise comes from
     its own seed, so that a score depends on its image alone and not on the batch. So many tokens go
     through the transformer at once (`max_tokens`; None: what suits the device and its memory).
+    Classes below `first`, where a group begins, are not read: the result is (B, C - first).
     """
     most = max(stage.timesteps for stage in stages) * clean_BZhw[0].numel()
     size = max(1, MAX_NOISE // most)
     max_tokens = max_tokens or suitable_tokens(model.trunk(0), clean_BZhw.device)
     rows = [slice(i, i + size) for i in range(0, len(clean_BZhw), size)]
-    parts = [_staged(model, noising, clean_BZhw[r], seeds[r], stages, max_tokens) for r in rows]
-    return torch.cat(parts)
+    settings = stages, max_tokens, first
+    return torch.cat([_staged(model, noising, clean_BZhw[r], seeds[r], *settings) for r in rows])
 
 
 def stage_times(noising: Noising, stages: Sequence[Timesteps]) -> list[Tensor]:
@@ -66,11 +68,13 @@ def _staged(
     seeds: Sequence[int],
     stages: Sequence[Timesteps],
     max_tokens: int,
+    first: int,
 ) -> Tensor:
     images, device = len(clean_BZhw), clean_BZhw.device
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     scores_BC = torch.full((images, model.groups.classes), -torch.inf, device=device)
     sums_BC, left_BC = torch.zeros_like(scores_BC), torch.ones_like(scores_BC, dtype=torch.bool)
+    left_BC[:, :first] = False
     read = 0
     for number, times_T in enumerate(stage_times(noising, stages)):
         # An image with one class left is decided. (With one class in all, it is scored once.)
@@ -87,7 +91,7 @@ def _staged(
         read += len(times_T)
         scores_BC = (-sums_BC / read).where(open_BC, scores_BC.masked_fill(~left_BC, -torch.inf))
         left_BC = survivors(scores_BC, stages[number].keep)
-    return scores_BC
+    return scores_BC[:, first:]
 
 
 class _Draws:

@@ -62,6 +62,7 @@ def staged_scores(
     mean: Mean = "log_likelihoods",
     max_tokens: int | None = None,
     reads: list[Tensor] | None = None,
+    first: int = 0,
 ) -> Tensor:
     """Weighted log-likelihoods (B, C) of the classes left at the end; -inf for the others.
 
@@ -69,7 +70,8 @@ def staged_scores(
     for, the clean one first; `mean` says of what the copies are averaged (2510.12060: its public
     code averages log-likelihoods, its text probabilities). A stage reads on where an earlier one
     stopped, with its keys, values and log-likelihoods, and scores no copy anew. `reads` takes in
-    how many classes each stage read for each image (stages, B).
+    how many classes each stage read for each image (stages, B). Classes below `first`, where a
+    group begins, are not read: the result is (B, C - first).
     """
     trunk, classes = model.trunk(0), model.groups.classes
     # Tokens of an image whose keys and values are kept between stages, if no margin drops a class.
@@ -81,7 +83,7 @@ def staged_scores(
     size = max(1, suitable_cache(trunk, tokens_SBL.device) // max(kept, default=1))
     parts = zip(tokens_SBL.split(size, 1), inputs_SBLZ.split(size, 1), strict=True)
     return torch.cat(
-        [_staged(model, *part, weights_K, stages, mean, max_tokens, reads) for part in parts]
+        [_staged(model, *part, weights_K, stages, mean, max_tokens, reads, first) for part in parts]
     )
 
 
@@ -94,6 +96,7 @@ def _staged(
     mean: Mean,
     max_tokens: int | None,
     reads: list[Tensor] | None,
+    first: int,
 ) -> Tensor:
     copies, images, classes = len(tokens_SBL), tokens_SBL.shape[1], model.groups.classes
     # Copies that every stage either reads or leaves out together are read as if further images.
@@ -105,6 +108,7 @@ def _staged(
     readers: dict[tuple[int, int], Reader] = {}  # by set and group
     scores_BC = torch.full((images, classes), -torch.inf, device=weights_K.device)
     left_BC = torch.ones_like(scores_BC, dtype=torch.bool)
+    left_BC[:, :first] = False
     counts = []
     for number, stage in enumerate(stages):
         later = stages[number + 1 :]
@@ -141,7 +145,7 @@ def _staged(
         left_BC = survivors(scores_BC, stage.keep, stage.margin)
     if reads is not None:
         reads.append(torch.stack(counts))
-    return scores_BC
+    return scores_BC[:, first:]
 
 
 def survivors(scores_BC: Tensor, keep: int, margin: float = math.inf) -> Tensor:

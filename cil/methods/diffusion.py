@@ -77,6 +77,12 @@ class DiffusionMethod:
     def classes_seen(self) -> int:
         return self.model.groups.classes
 
+    @property
+    def lasting(self) -> int:
+        """See `Lasting`: a trunk that learns on, or classes left out by others, change scores."""
+        alone = len(self.stages()) == 1 and self.settings.plasticity != "trunk"
+        return self.classes_seen if alone else 0
+
     def learn(self, experience: Experience, log: StepLog) -> float:
         """Learn one class group; the first one teaches the tokenizer and the trunk beforehand.
 
@@ -110,9 +116,9 @@ class DiffusionMethod:
         self.train_on(rows, self.settings.steps, title, log, steps_before)
         return saved + float(facts["saved"])
 
-    def scores(self, images: Tensor) -> Tensor:
-        """Classes that an early stage of the schedule leaves out score -inf."""
-        return self._scores(images, self.stages())
+    def scores(self, images: Tensor, first: int = 0) -> Tensor:
+        """Classes that an early stage of the schedule leaves out score -inf (see `Lasting`)."""
+        return self._scores(images, self.stages(), first=first)
 
     def class_and_null_likelihoods(self, images: Tensor) -> Tensor:
         """The scores of all classes at the first stage's timesteps, and in a last column that of
@@ -122,14 +128,18 @@ class DiffusionMethod:
 
     @torch.inference_mode()
     def _scores(
-        self, images: Tensor, stages: Sequence[Timesteps], with_null: bool = False
+        self,
+        images: Tensor,
+        stages: Sequence[Timesteps],
+        with_null: bool = False,
+        first: int = 0,
     ) -> Tensor:
         self._move(images.device)
         models = [self.model, self.model.null_alone()] if with_null else [self.model]
-        latents_BZhw, seeds = self.latents.encode(images), image_seeds(images)
+        noised = self.noising, self.latents.encode(images), image_seeds(images)
         with autocast(self.trainer):
             # A seed draws the same noise for both.
-            parts = [diffusion_scores(m, self.noising, latents_BZhw, seeds, stages) for m in models]
+            parts = [diffusion_scores(m, *noised, stages, first=first) for m in models]
         return torch.cat(parts, 1)
 
     def draw(

@@ -59,6 +59,22 @@ class Method(Protocol):
 
 
 @runtime_checkable
+class Lasting(Protocol):
+    """What a method has besides if learning a class group leaves the scores of earlier ones alone.
+
+    Then they need not be computed again after every experience: with C classes in groups of g,
+    evaluation costs C scores of an image in all and not about C^2 / 2g.
+    """
+
+    @property
+    def lasting(self) -> int:
+        """Of how many classes, from label 0 on, the scores will stay as they are, to the bit."""
+
+    def scores(self, images: Tensor, first: int = 0) -> Tensor:
+        """Of the classes from label `first` on, where a group begins (B, classes seen - first)."""
+
+
+@runtime_checkable
 class Generative(Protocol):
     """What a method has besides if it can draw images of the classes it has seen."""
 

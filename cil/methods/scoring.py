@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler
 from cil import parallel
 from cil.config import TrainerConfig
 from cil.methods.loading import workers
-from cil.methods.method import Method
+from cil.methods.method import Lasting, Method
 from cil.methods.training import fitting, new_trainer
 
 BATCH_SIZE = 64  # images
@@ -22,17 +22,23 @@ FEWER_COPIES = (
 
 
 class Scorer(LightningModule):
-    """Batches (images, labels) -> (scores (B, classes seen), labels (B,)), both on the CPU."""
+    """Batches (images, labels) -> (scores (B, C), labels (B,)), both on the CPU.
 
-    def __init__(self, method: Method) -> None:
+    Of all classes seen but those below `first`.
+    """
+
+    def __init__(self, method: Method, first: int) -> None:
         super().__init__()
         # Where there are fewer batches than devices. (Lightning sets it to false for every object.)
         self.allow_zero_length_dataloader_with_multiple_devices = True
-        self.method = method
+        self.method, self.first = method, first
 
     def predict_step(self, batch: list[Tensor], *_: int) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        return self.method.scores(images).cpu(), labels.cpu()
+        if not self.first:
+            return self.method.scores(images).cpu(), labels.cpu()
+        assert isinstance(self.method, Lasting)
+        return self.method.scores(images, self.first).cpu(), labels.cpu()
 
 
 class BatchesWithin(Sampler[list[int]]):
@@ -58,11 +64,16 @@ class BatchesWithin(Sampler[list[int]]):
 
 
 def score(
-    method: Method, datasets: Sequence[Dataset], settings: TrainerConfig, title: str
+    method: Method,
+    datasets: Sequence[Dataset],
+    settings: TrainerConfig,
+    title: str,
+    first: int = 0,
 ) -> list[tuple[Tensor, Tensor]]:
     """Score every image of each dataset -> (scores (N, classes seen), labels (N,)) a dataset.
 
-    Several devices share the batches, and all of them return the scores of all.
+    Several devices share the batches, and all of them return the scores of all. Of a `Lasting`
+    method the classes below `first` can be left out.
 
     Raises:
         UserError: the GPU's memory is too small.
@@ -78,7 +89,7 @@ def score(
     )
     trainer = new_trainer(settings, title=title, logger=False)
     with fitting(title, FEWER_COPIES):
-        own: Any = trainer.predict(Scorer(method), loader) or []
+        own: Any = trainer.predict(Scorer(method, first), loader) or []
     batches = parallel.collect(own)
     scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     return list(zip(scores.split(sizes), labels.split(sizes), strict=True))

@@ -79,6 +79,12 @@ class VARMethod:
     def classes_seen(self) -> int:
         return self.model.groups.classes
 
+    @property
+    def lasting(self) -> int:
+        """See `Lasting`: a trunk that learns on, or classes left out by others, change scores."""
+        alone = self.settings.schedule == "varc" and self.settings.plasticity != "trunk"
+        return self.classes_seen if alone else 0
+
     def learn(self, experience: Experience, log: StepLog) -> float:
         """Learn one class group; the first one teaches the tokenizer and the trunk beforehand.
 
@@ -131,9 +137,14 @@ class VARMethod:
         return torch.cat(parts, 1).sum(-1)
 
     def scores(
-        self, images: Tensor, stages: Schedule | None = None, reads: list[Tensor] | None = None
+        self,
+        images: Tensor,
+        first: int = 0,
+        *,
+        stages: Schedule | None = None,
+        reads: list[Tensor] | None = None,
     ) -> Tensor:
-        """Classes that an early stage of the schedule leaves out score -inf.
+        """Classes that an early stage of the schedule leaves out score -inf (see also `Lasting`).
 
         `stages` stands in for the configured schedule; `reads` takes in how many classes each of
         them read for each image (stages, B).
@@ -150,6 +161,7 @@ class VARMethod:
                 stages,
                 self.settings.smoothing_mean,
                 reads=reads,
+                first=first,
             )
 
     def draw(
@@ -173,7 +185,7 @@ class VARMethod:
         None: over as many as configured.
         """
         samples = samples or self.settings.smoothing_samples
-        return self.scores(images, schedule("varc", len(self.tokenizer.scales), samples))
+        return self.scores(images, stages=schedule("varc", len(self.tokenizer.scales), samples))
 
     def pair_log_likelihoods(self, images: Tensor, labels_BP: Tensor) -> Tensor:
         """log p of every token of an image under classes of its own (B, P, L), NULL_CLASS too."""
@@ -356,7 +368,9 @@ class VARMethod:
         """Margins of an adaptive schedule of so many copies, from held-out images."""
         every = schedule("varc", len(self.tokenizer.scales), samples)
         values_BCK, labels = self.groundwork.each(held_out, self.scale_log_likelihoods)
-        final_BC, _ = self.groundwork.each(held_out, lambda images: self.scores(images, every))
+        final_BC, _ = self.groundwork.each(
+            held_out, lambda images: self.scores(images, stages=every)
+        )
         return fit_margins(values_BCK * self.scale_weights_K, labels, final_BC)
 
     def _fit_margins(self, held_out: Dataset) -> None:

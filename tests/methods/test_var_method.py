@@ -256,7 +256,7 @@ def test_on_a_gpu_16_bits_find_the_same_classes(condition_from, cache):
     images = torch.stack([image for image, _ in seen]).cuda()
     labels = torch.tensor([label for _, label in seen])
     one_copy = schedule("varc", 4, 1)
-    found = method.scores(images, one_copy).argmax(1).cpu()
+    found = method.scores(images, stages=one_copy).argmax(1).cpu()
     assert (found == labels).double().mean() > 0.9
     tokens, inputs = method.copies(images, 1)
     values = torch.empty(len(images), 10, 4)
