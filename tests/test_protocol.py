@@ -1,5 +1,6 @@
 """The loop over experiences: what it records, and that an interrupted run ends like any other."""
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -252,6 +253,39 @@ def test_every_evaluation_is_logged_at_the_last_step_learned(setup, whole):
     assert values[2, protocol.ACCUMULATED] == pytest.approx(final)
     assert whole.summary["milliseconds_an_image"] == values[2, protocol.PACE]
     assert whole.listener.experiences == [0, 1, 2]
+
+
+@pytest.mark.parametrize("plasticity", ["adapter", "trunk"])
+def test_scores_that_last_are_computed_once(
+    plasticity, setups, tiny_var_config, tiny_tokenizer_config, quiet_cpu, tmp_path, monkeypatch
+):
+    stream, asked = setups["var"].stream, []
+
+    class Noting(VARMethod):
+        def scores(self, images, first=0, **options):
+            if len(images) == 40:  # a group's test images; fewer of them are explained as well
+                asked.append((self.classes_seen, first))
+            return super().scores(images, first, **options)
+
+    class Forgetful(Noting):
+        lasting = 0
+
+    sizes = (tiny_tokenizer_config, replace(tiny_var_config, plasticity=plasticity), quiet_cpu)
+    matrices, answers = [], []
+    for cls in (Noting, Forgetful):
+        asked.clear()
+        setup = Setup(stream, lambda cls=cls: cls("var", stream, *sizes, tmp_path), quiet_cpu)
+        with opened(tmp_path / cls.__name__, stream) as record:
+            run(setup, record, Tracker(None))
+            matrices.append(record.matrix())
+            answers.append(record.predictions())
+        counts = Counter(asked)
+        every = {(2, 0): 1, (4, 0): 2, (6, 0): 3}
+        once = {(2, 0): 1, (4, 0): 1, (4, 2): 1, (6, 0): 1, (6, 4): 2}
+        lasts = cls is Noting and plasticity == "adapter"
+        assert counts == (once if lasts else every)
+    assert np.array_equal(*matrices, equal_nan=True)
+    pd.testing.assert_frame_equal(*answers)
 
 
 def timeless(table: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,8 @@
 Shapes: B images, S copies of an image, Z latent channels.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -40,8 +41,19 @@ def varied_copies(
     image's copies come from its own seed, so that a score depends on its image alone.
     """
     copies = []
-    for image, seed in zip(images.cpu(), seeds, strict=True):
-        with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _one_thread():
+        for image, seed in zip(images.cpu(), seeds, strict=True):
             torch.default_generator.manual_seed(seed)
             copies.append(torch.stack([vary(image) for _ in range(samples - 1)]))
     return torch.cat([images[None], torch.stack(copies, 1).to(images)])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Many threads would wait for each other at every small image: on 16 cores for 10 ms a copy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

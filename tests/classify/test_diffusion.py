@@ -77,6 +77,12 @@ def test_a_score_is_the_mean_error_of_its_class(model, noising, clean):
     torch.testing.assert_close(pieces, expected)
 
 
+def test_classes_learned_earlier_can_be_left_out(model, noising, clean):
+    settings = noising, clean, SEEDS, (Timesteps(7, 1),)
+    whole = diffusion_scores(model, *settings)
+    assert torch.equal(diffusion_scores(model, *settings, first=2), whole[:, 2:])
+
+
 def test_stages_end_as_if_the_classes_kept_had_been_read_alone(model, noising, clean):
     found = diffusion_scores(model, noising, clean, SEEDS, STAGED)
     whole = by_definition(model, noising, clean, STAGED)

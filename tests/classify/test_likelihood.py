@@ -226,6 +226,16 @@ def test_no_scale_is_read_twice_for_a_class_that_stays(model, copies):
         assert sum(read) == images * (5 + 25 + 30)
 
 
+def test_classes_learned_earlier_can_be_left_out(model, copies):
+    tokens, inputs = copies
+    stages, weights = [Stage(4, 2, 1)], torch.tensor([1.3, 1.1, 0.9, 0.7])
+    reads: list[Tensor] = []
+    whole = staged_scores(model, tokens, inputs, weights, stages)
+    newer = staged_scores(model, tokens, inputs, weights, stages, first=SIZES[0], reads=reads)
+    assert torch.equal(newer, whole[:, SIZES[0] :])
+    assert reads[0].unique().tolist() == [sum(SIZES[1:])]
+
+
 def test_what_is_read_last_is_not_kept(model, copies, monkeypatch):
     """Keys and values of the fine scales, most of the memory, are of no use to later stages."""
     kept: list[int] = []
