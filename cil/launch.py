@@ -1,4 +1,4 @@
-"""Starting one process a device, and seeing to it that all of them end together.
+"""Starting processes, one a device or a run, and seeing to it that all of them end together.
 
 The processes say nothing of their own end: they report it to the one that started them, which
 makes one sentence of it.
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
+
+from tqdm import tqdm
 
 from cil import parallel
 from cil.config import TrainerConfig
@@ -49,24 +51,42 @@ def launch(settings: TrainerConfig, work: Callable[..., None], *arguments: Any) 
         SystemExit: one of them crashed; its traceback is on stderr.
     """
     ports = CONTEXT.SimpleQueue()
+    places = [Place(rank, rank, settings.devices) for rank in range(settings.devices)]
+    together(_as_device, [(place, settings, ports, work, arguments) for place in places])
+
+
+def together(
+    work: Callable[..., None],
+    arguments: Sequence[tuple[Any, ...]],
+    watch: Callable[[], None] = lambda: None,
+) -> None:
+    """Call work(*a) in a process of its own for each `a` of `arguments`, as `launch` does.
+
+    Meanwhile `watch` is called about twice a second.
+    """
     children: list[BaseProcess] = []
     pipes: list[Connection] = []
     try:
-        for rank in range(settings.devices):
+        for given in arguments:
             receiver, sender = CONTEXT.Pipe(duplex=False)
-            place = Place(rank, rank, settings.devices)
-            given = (place, settings, ports, sender, sys.orig_argv, work, arguments)
-            child = CONTEXT.Process(target=_take_part, args=given)
+            child = CONTEXT.Process(
+                target=_take_part, args=(sender, sys.orig_argv, bool(children), work, given)
+            )
             _start(child)
             sender.close()
             children.append(child)
             pipes.append(receiver)
-        _wait(children)
+        _wait(children, watch)
         killed = [rank for rank, child in enumerate(children) if (child.exitcode or 0) < 0]
     finally:
         _end(children)
     reports = [report for pipe in pipes if (report := _received(pipe)) is not None]
     _explain(reports, children, killed)
+
+
+def shared(count: int) -> Any:
+    """So many bytes (and a lock of theirs) that processes started here can write and read."""
+    return CONTEXT.Array("b", count)
 
 
 def _start(child: BaseProcess) -> None:
@@ -78,11 +98,12 @@ def _start(child: BaseProcess) -> None:
         signal.signal(signal.SIGINT, handler)
 
 
-def _wait(children: Sequence[BaseProcess]) -> None:
+def _wait(children: Sequence[BaseProcess], watch: Callable[[], None]) -> None:
     """Until all have ended well, or the first one has not."""
     running = list(children)
     while running and not any(child.exitcode for child in children):
-        wait([child.sentinel for child in running])
+        wait([child.sentinel for child in running], timeout=0.5)
+        watch()
         running = [child for child in running if child.is_alive()]
 
 
@@ -130,27 +151,37 @@ def _explain(
         raise SystemExit(1)
 
 
-def _take_part(
+def _as_device(
     place: Place,
     settings: TrainerConfig,
     ports: Any,
-    report: Connection,
-    command: list[str],
     work: Callable[..., None],
     arguments: Sequence[Any],
 ) -> None:
-    """What one of the processes does."""
+    """The work, as one of the devices that share it."""
+    parallel.join(place, settings, ports)
+    work(*arguments)
+    parallel.leave()
+
+
+def _take_part(
+    report: Connection,
+    command: list[str],
+    echo: bool,
+    work: Callable[..., None],
+    arguments: Sequence[Any],
+) -> None:
+    """What one of the processes does; an echo is one whose warnings the first one says as well."""
     os.setpgrp()  # Ctrl-C reaches the process that started this one, which passes it on
     threading.Thread(target=_follow, daemon=True).start()
     sys.orig_argv = command  # the records show it
-    if place.rank > 0:
-        warnings.simplefilter("ignore")  # the first process says the same
+    tqdm.set_lock(threading.RLock())  # its own, for all processes, would outlive an abrupt end
+    if echo:
+        warnings.simplefilter("ignore")
     try:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
-            parallel.join(place, settings, ports)
             work(*arguments)
-            parallel.leave()
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException as error:

@@ -58,8 +58,8 @@ def is_first() -> bool:
 
 
 def processes(settings: TrainerConfig) -> int:
-    """The number of devices on all nodes; UserError for less than one."""
-    for key in ("devices", "num_nodes"):
+    """The number of devices on all nodes; UserError for less than one of them, or of jobs."""
+    for key in ("devices", "num_nodes", "jobs"):
         if getattr(settings, key) < 1:
             raise UserError(f"trainer.{key} is {getattr(settings, key)}: give 1 or more.")
     return settings.devices * settings.num_nodes

@@ -17,7 +17,7 @@ from cil import parallel, trial
 from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
 from cil.errors import UserError, is_interrupt
-from cil.launch import launch
+from cil.launch import launch, shared, together
 from cil.methods.registry import (
     build,
     check_batches,
@@ -35,6 +35,9 @@ if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait 
     from cil.methods.method import Method
     from cil.streams.stream import Stream
 
+Run = tuple[str, int]  # a method's name and a seed
+_LEARNING, _DONE = 1, 2
+
 HELP = f"""usage: {USAGE}
 
 Run the methods of an experiment over its stream of class groups and print one table.
@@ -46,6 +49,7 @@ account). Interrupted at any moment, the same line goes on where it stopped.
   python -m cil.run split_digits --methods=[var,joint]    some methods only
   python -m cil.run split_digits --var.depth=6            any setting, as --KEY=VALUE
   python -m cil.run split_digits --seeds=[0,1,2]          several seeds: mean and deviation
+  python -m cil.run split_digits --trainer.jobs=2         two methods or seeds at a time
   python -m cil.run split_digits --trainer.devices=4      four GPUs share the work
   python -m cil.run split_digits --print_config           the resulting configuration
   python -m cil.run split_digits --fresh                  start over
@@ -144,6 +148,8 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     places = {run: runs[run] for run in left}
     if left and place is None and config.trainer.devices > 1:
         launch(config.trainer, _run_methods, config, places, fresh)
+    elif len(left) > 1 and place is None and config.trainer.jobs > 1:
+        _run_side_by_side(config, places, fresh)
     elif left:
         _run_methods(config, places, fresh)
     if not parallel.is_first():
@@ -152,14 +158,59 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     return [view for view in views if view is not None]
 
 
-def _run_methods(config: Config, places: Mapping[tuple[str, int], Path], fresh: bool) -> None:
+def _run_methods(config: Config, places: Mapping[Run, Path], fresh: bool) -> None:
     """Each (method, seed) with its record in its place."""
     stream = _open_stream(config)
+    for (name, seed), place in _fitting(config, places, stream):
+        _run_method(name, seed, config, stream, place, fresh)
+
+
+def _run_side_by_side(config: Config, places: Mapping[Run, Path], fresh: bool) -> None:
+    """The same, `trainer.jobs` of them at a time, with one progress bar for all."""
+    from tqdm import tqdm
+
+    runs = _fitting(config, places, _open_stream(config))
+    states = shared(len(runs))  # _LEARNING, then _DONE
+    quiet = replace(config, trainer=replace(config.trainer, progress=False))
+    jobs = min(config.trainer.jobs, len(runs))
+    with tqdm(total=len(runs), desc="runs", disable=not config.trainer.progress) as bar:
+
+        def show() -> None:
+            now = states[:]
+            learning = [
+                run for (run, _), state in zip(runs, now, strict=True) if state == _LEARNING
+            ]
+            bar.set_postfix_str(", ".join(f"{name} seed {seed}" for name, seed in learning))
+            bar.update(now.count(_DONE) - bar.n)
+
+        together(_run_next, jobs * [(quiet, runs, fresh, states)], show)
+        show()
+
+
+def _run_next(config: Config, runs: Sequence[tuple[Run, Path]], fresh: bool, states: Any) -> None:
+    """One of the jobs: runs that no other has begun, until there are none left."""
+    import torch
+
+    torch.set_num_threads(max(1, torch.get_num_threads() // config.trainer.jobs))
+    stream = _open_stream(config, quiet=True)
+    while True:
+        with states.get_lock():
+            if 0 not in states[:]:
+                return
+            number = states[:].index(0)
+            states[number] = _LEARNING
+        (name, seed), place = runs[number]
+        _run_method(name, seed, config, stream, place, fresh)
+        states[number] = _DONE
+
+
+def _fitting(
+    config: Config, places: Mapping[Run, Path], stream: "Stream"
+) -> list[tuple[Run, Path]]:
+    """The runs whose method the stream can run."""
     names = list(dict.fromkeys(name for name, _ in places))
     fitting = [name for name in names if _fits(name, config, stream)]
-    for (name, seed), place in places.items():
-        if name in fitting:
-            _run_method(name, seed, config, stream, place, fresh)
+    return [(run, place) for run, place in places.items() if run[0] in fitting]
 
 
 def _fits(name: str, config: Config, stream: "Stream") -> bool:
@@ -179,10 +230,10 @@ def _fits(name: str, config: Config, stream: "Stream") -> bool:
     return True
 
 
-def _open_stream(config: Config) -> "Stream":
+def _open_stream(config: Config, quiet: bool = False) -> "Stream":
     from cil.streams import open_stream
 
-    if parallel.is_first():
+    if parallel.is_first() and not quiet:
         print(f"opening the stream {config.stream.source} ...", file=sys.stderr)
     stream = parallel.in_turns(partial(open_stream, config.stream, Path(config.cache)))
     if parallel.broadcast(stream.fingerprint) != stream.fingerprint:

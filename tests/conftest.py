@@ -1,7 +1,8 @@
 """What the model, method and protocol tests share: few real digits and models that learn in ms."""
 
+import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +13,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cil import parallel
 from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig, VARConfig
+from cil.launch import launch
 from cil.streams.digits import digits
 from cil.streams.memory_images import MemoryImages
 from cil.streams.stream import Stream, build_stream
 
 CLASSES = 6
+PRELOADED = [
+    "cil.protocol",
+    "cil.methods.var",
+    "cil.methods.diffusion",
+    "cil.methods.discriminative",
+    "avalanche.benchmarks",
+    "avalanche.training.supervised",
+]
 
 
 def first_of_each(split: MemoryImages, count: int) -> MemoryImages:
@@ -113,3 +124,16 @@ def shake() -> Callable[..., None]:
             parameter += amount * noise
 
     return move
+
+
+@pytest.fixture(scope="module")
+def quick_starts() -> Iterator[None]:
+    """Processes forked from a server that has imported torch already."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cil.launch.CONTEXT", context)
+        launch(
+            TrainerConfig(accelerator="cpu", devices=2, progress=False), parallel.barrier
+        )  # imports, and warns of packages that Avalanche misses
+        yield

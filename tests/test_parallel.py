@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,14 +44,6 @@ from cil.streams.digits import digits
 from cil.streams.stream import Stream, build_stream
 from cil.tracking import Tracker
 
-PRELOADED = [
-    "cil.protocol",
-    "cil.methods.var",
-    "cil.methods.diffusion",
-    "cil.methods.discriminative",
-    "avalanche.benchmarks",
-    "avalanche.training.supervised",
-]
 ROOT = Path(__file__).parent.parent
 TWO = TrainerConfig(accelerator="cpu", devices=2, progress=False)
 ONE = replace(TWO, devices=1)
@@ -61,17 +53,6 @@ LEARNERS = (
 )
 SAMPLES = SamplesConfig(per_class=30, steps=3)  # two batches a group
 RESTARTING, DROPPING = "var-embedding", "var-copy"
-
-
-@pytest.fixture(scope="module")
-def quick_starts() -> Iterator[None]:
-    """Processes forked from a server that has imported torch already."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cil.launch.CONTEXT", context)
-        launch(TWO, parallel.barrier)  # imports, and warns of packages that Avalanche misses
-        yield
 
 
 def few_digits() -> Stream:

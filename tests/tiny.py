@@ -22,6 +22,7 @@ TINY = [
     "--samples.steps=2",
     "--trainer.accelerator=cpu",
     "--trainer.progress=false",
+    "--trainer.jobs=1",
     "--wandb.mode=disabled",
 ]
 

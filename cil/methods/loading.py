@@ -31,4 +31,4 @@ def _share(settings: TrainerConfig) -> int:
         cores = len(os.sched_getaffinity(0))
     else:
         cores = os.cpu_count() or 1
-    return max(1, cores // settings.devices)
+    return max(1, cores // max(settings.devices, settings.jobs))
