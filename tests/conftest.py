@@ -133,7 +133,6 @@ def quick_starts() -> Iterator[None]:
     context.set_forkserver_preload(PRELOADED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("cil.launch.CONTEXT", context)
-        launch(
-            TrainerConfig(accelerator="cpu", devices=2, progress=False), parallel.barrier
-        )  # imports, and warns of packages that Avalanche misses
+        two = TrainerConfig(accelerator="cpu", devices=2, progress=False)
+        launch(two, parallel.barrier)  # imports, and warns of packages that Avalanche misses
         yield

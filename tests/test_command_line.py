@@ -10,7 +10,7 @@ import yaml
 
 from cil import run
 from cil.command_line import experiments, parse
-from cil.config import Config
+from cil.config import Config, TrainerConfig
 
 SLOW = {"torch", "avalanche", "pytorch_lightning", "wandb", "pandas", "matplotlib", "sklearn"}
 
@@ -41,10 +41,10 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def of_digits() -> Config:
-    """What the schema says, but for what was picked for single methods on the digits."""
+    """What the schema says, but for what was picked for single methods, and two runs at a time."""
     path = Path(__file__).parent.parent / "configs" / "split_digits.yaml"
     shown = yaml.safe_load(path.read_text(encoding="utf-8"))
-    return Config(tuned=shown["tuned"])
+    return Config(tuned=shown["tuned"], trainer=TrainerConfig(jobs=2))
 
 
 # --- good lines ---

@@ -27,7 +27,8 @@ def test_runs_beside_each_other_learn_what_they_learn_alone(
     quick_starts: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for jobs in (1, 2):
-        assert run.main(line(tmp_path / str(jobs), jobs, *LEARNERS)) == 0
+        arguments = line(tmp_path / str(jobs), jobs, *LEARNERS, "--stream.stop_after=2")
+        assert run.main(arguments) == 0
         said = capfd.readouterr()
         assert "finetune" in said.out
         assert said.err == "opening the stream digits ...\n"
@@ -51,7 +52,7 @@ def test_what_one_refuses_ends_all(
 
 
 def test_interrupted_the_same_line_goes_on(tmp_path: Path) -> None:
-    arguments = line(tmp_path, 2, "--methods=[finetune,replay]", "--discriminative.epochs=6")
+    arguments = line(tmp_path, 2, "--methods=[finetune,replay]", "--stream.stop_after=3")
     started = subprocess.Popen(
         [sys.executable, "-m", "cil.run", *arguments], cwd=ROOT, stderr=subprocess.PIPE, text=True
     )
