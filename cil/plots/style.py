@@ -21,8 +21,8 @@ LETTERS = 18  # of a class's name
 # By what a class group of a generative method may change; diffusion's lines are dashed.
 PLASTICITY_STYLES: dict[str, Style] = {
     "adapter": (BLUE, "o"),
-    "copy": (SKY, "P"),
-    "scratch": (ORANGE, "*"),
+    "copy": (ORANGE, "P"),
+    "scratch": (SKY, "*"),
     "embedding": (GREEN, "^"),
     "trunk": (PURPLE, "v"),
 }
