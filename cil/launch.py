@@ -72,10 +72,10 @@ def together(
             child = CONTEXT.Process(
                 target=_take_part, args=(sender, sys.orig_argv, bool(children), work, given)
             )
-            _start(child)
-            sender.close()
             children.append(child)
             pipes.append(receiver)
+            _start(child)
+            sender.close()
         _wait(children, watch)
         killed = [rank for rank, child in enumerate(children) if (child.exitcode or 0) < 0]
     finally:
@@ -90,12 +90,12 @@ def shared(count: int) -> Any:
 
 
 def _start(child: BaseProcess) -> None:
-    """An interrupt is nothing to a process until it can take one: Python would show a traceback."""
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """An interrupt waits meanwhile, here and in the child, which would show a traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         child.start()
     finally:
-        signal.signal(signal.SIGINT, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _wait(children: Sequence[BaseProcess], watch: Callable[[], None]) -> None:
@@ -109,6 +109,7 @@ def _wait(children: Sequence[BaseProcess], watch: Callable[[], None]) -> None:
 
 def _end(children: Sequence[BaseProcess]) -> None:
     """Interrupt those that still run, so that they close what they hold; then kill them."""
+    children = [child for child in children if child.pid is not None]  # those that were started
     try:
         for child in children:
             if child.is_alive() and child.pid is not None:
@@ -181,6 +182,7 @@ def _take_part(
     try:
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             work(*arguments)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)

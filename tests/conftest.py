@@ -38,6 +38,12 @@ def first_of_each(split: MemoryImages, count: int) -> MemoryImages:
     return MemoryImages(split.images[kept], [split.targets[i] for i in kept])
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that run whole things come first: at the end one worker would be left with them."""
+    slow = {item.path for item in items if item.get_closest_marker("integration")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def tiny_stream() -> Stream:
     """Six real digits in three experiences: 30 training images of each, 12 held out, 20 to test."""

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -278,6 +279,20 @@ SIGNALS = {"interrupted": signal.SIGINT, "killed": signal.SIGKILL}
 def test_one_end_for_all(how: str, code: int, said: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert run.exit_code(lambda: launch(TWO, fail, how)) == code
     assert re.fullmatch(said, capfd.readouterr().err)
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.integration
+@pytest.mark.usefixtures("quick_starts")
+def test_an_interrupt_while_they_start_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = BaseProcess.start
+
+    def interrupted(child: BaseProcess) -> None:
+        start(child)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(BaseProcess, "start", interrupted)
+    assert run.exit_code(lambda: launch(TWO, parallel.barrier)) == 130
     assert multiprocessing.active_children() == []
 
 
