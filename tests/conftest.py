@@ -2,12 +2,17 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 # Before torch is there, and for the commands that tests start: every core has its worker already.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What a shell runs in its background is deaf to interrupts, and so would be all that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import pytest
 import torch
