@@ -40,11 +40,12 @@ def find(path: Path) -> dict[str, Any] | None:
 
     Of several devices the first one looks, for all of them.
     """
-    facts: dict[str, Any] | None = parallel.broadcast(_find(path) if parallel.is_first() else None)
+    facts: dict[str, Any] | None = parallel.broadcast(look(path) if parallel.is_first() else None)
     return facts
 
 
-def _find(path: Path) -> dict[str, Any] | None:
+def look(path: Path) -> dict[str, Any] | None:
+    """The same, for this process alone."""
     note = _note(path)
     if not note.exists():
         return None

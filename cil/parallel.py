@@ -90,6 +90,13 @@ def place_given(settings: TrainerConfig) -> Place | None:
     return None
 
 
+def cores() -> int:
+    """Those that this process may use: on a shared machine not all there are."""
+    if hasattr(os, "sched_getaffinity"):  # Linux alone has it
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def is_echo() -> bool:
     """Whether another process is about to say the same: torchrun gave both the same line."""
     outside = all(name in os.environ for name in _OUTSIDE)

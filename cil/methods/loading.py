@@ -1,7 +1,6 @@
 """How many processes read images, the same rule for everything that reads many."""
 
-import os
-
+from cil import parallel
 from cil.config import TrainerConfig
 from cil.errors import UserError
 
@@ -26,9 +25,5 @@ def workers(settings: TrainerConfig, images: int, side: int) -> int:
 
 
 def _share(settings: TrainerConfig) -> int:
-    """The cores that this process may use: not all there are on a shared machine, nor alone."""
-    if hasattr(os, "sched_getaffinity"):  # Linux alone has it
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    return max(1, cores // max(settings.devices, settings.jobs))
+    """This run's share of the cores: other devices, or runs at its side, have theirs."""
+    return max(1, parallel.cores() // max(settings.devices, settings.jobs))

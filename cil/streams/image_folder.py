@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
+from cil.cache import hashed
 from cil.errors import UserError
+from cil.streams.decoded import Decoded, decoded_once
 from cil.streams.image_scan import File, named, scan
 from cil.streams.splits import held_out
 from cil.streams.stream import Source
@@ -44,6 +46,7 @@ class ImageFiles(Dataset):
         self.targets = [int(target) for target in targets]
         # Shared with the processes that load images.
         self.unreadable = torch.zeros(len(paths), dtype=torch.bool).share_memory_()
+        self.decoded: Decoded | None = None  # a file of those that were decoded before
 
     def __len__(self) -> int:
         return len(self.targets)
@@ -52,8 +55,7 @@ class ImageFiles(Dataset):
         target = self.targets[item]
         for other in itertools.chain([item], self._others_of_class(item)):
             try:
-                path = self.folder / str(self.paths[other])
-                return decode(path, self.size, self.border), target
+                return _floats(self.pixels(other)), target
             except MemoryError:
                 raise
             except Exception:  # decoders of damaged files raise whatever comes to hand
@@ -61,6 +63,23 @@ class ImageFiles(Dataset):
         raise UserError(
             f"{self.folder} has no readable image left in the class of {self.paths[item]}."
         )
+
+    def decode_once(self, digests: Sequence[str], cache: Path) -> None:
+        """Keep small images decoded in a file; `digests` tell the content of every image's file.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        key = {"digests": hashed({"files": list(digests)}), "size": self.size}
+        folder, name = cache / "decoded", self.folder.name
+        self.decoded = decoded_once(self.pixels, len(self), self.size, folder, name, key)
+
+    def pixels(self, item: int) -> Tensor:
+        """(3, size, size) uint8; raises as `decode` does."""
+        known = None if self.decoded is None else self.decoded[item]
+        if known is not None:
+            return known
+        return decode_bytes(self.folder / str(self.paths[item]), self.size, self.border)
 
     def marked(self) -> list[str]:
         """Paths below the stream's root of the files that are marked, by whichever process."""
@@ -124,18 +143,14 @@ def image_folder(
     names = _classes(root / "train", test_root, class_list)
     train = scan(root / "train", names, cache, decode=False)
     test = scan(test_root, names, cache, decode=True)
-    paths, targets = _flat(train)
-    kept, apart = held_out(np.array(targets), validation)
-    splits = [
-        ImageFiles(root / "train", [paths[i] for i in part], [targets[i] for i in part], image_size)
-        for part in (kept, apart)
-    ]
+    files = _flat(train)
+    kept, apart = held_out(np.array([target for _, target in files]), validation)
     return Source(
         name=root.name if class_list is None else f"{root.name} ({Path(class_list).stem})",
         class_names=tuple(names),
-        train=splits[0],
-        validation=splits[1],
-        test=ImageFiles(test_root, *_flat(test), image_size),
+        train=_images(root / "train", [files[i] for i in kept], image_size, cache),
+        validation=_images(root / "train", [files[i] for i in apart], image_size, cache),
+        test=_images(test_root, _flat(test), image_size, cache),
         image_size=image_size,
         channels=3,
         content=_content([train, test], image_size, validation),
@@ -145,7 +160,12 @@ def image_folder(
 
 
 def decode(path: Path, size: int, border: int = 0) -> Tensor:
-    """An image file -> (3, size, size) in [-1, 1]: its middle square, the shorter side resized.
+    """An image file -> (3, size, size) in [-1, 1]; as `decode_bytes`, which has 0 to 255."""
+    return _floats(decode_bytes(path, size, border))
+
+
+def decode_bytes(path: Path, size: int, border: int = 0) -> Tensor:
+    """An image file -> (3, size, size) uint8: its middle square, the shorter side resized.
 
     A frame of `border` pixels is cut off first.
 
@@ -163,7 +183,8 @@ def decode(path: Path, size: int, border: int = 0) -> Tensor:
         image = _rgb(ImageOps.exif_transpose(opened))
     if border:
         image = ImageOps.crop(image, border)
-    return _tensor(ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC))
+    square = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
 
 
 def _rgb(image: "Image.Image") -> "Image.Image":  # type: ignore[name-defined]  # noqa: F821
@@ -177,8 +198,8 @@ def _rgb(image: "Image.Image") -> "Image.Image":  # type: ignore[name-defined]  
     return image.convert("RGB")
 
 
-def _tensor(image: "Image.Image") -> Tensor:  # type: ignore[name-defined]  # noqa: F821
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
+def _floats(pixels: Tensor) -> Tensor:
+    return pixels.float() / 127.5 - 1
 
 
 def _check_layout(root: Path) -> Path:
@@ -243,11 +264,16 @@ def _folders(folder: Path) -> set[str]:
     return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
 
 
-def _flat(found: dict[str, list[File]]) -> tuple[list[str], list[int]]:
-    """Paths and class ids of all images."""
-    pairs = [(f.path, target) for target, files in enumerate(found.values()) for f in files]
-    paths, targets = zip(*pairs, strict=True)
-    return list(paths), list(targets)
+def _flat(found: dict[str, list[File]]) -> list[tuple[File, int]]:
+    """All images with their class ids."""
+    return [(file, target) for target, files in enumerate(found.values()) for file in files]
+
+
+def _images(folder: Path, files: Sequence[tuple[File, int]], size: int, cache: Path) -> ImageFiles:
+    paths, targets = [file.path for file, _ in files], [target for _, target in files]
+    images = ImageFiles(folder, paths, targets, size)
+    images.decode_once([file.digest for file, _ in files], cache)
+    return images
 
 
 def _content(found: Sequence[dict[str, list[File]]], image_size: int, validation: float) -> str:

@@ -1,6 +1,7 @@
 """Folders of image files as they are found in practice."""
 
 import os
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +13,15 @@ from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader
 
 from cil.errors import UserError
+from cil.streams import decoded, open_stream
 from cil.streams import image_folder as module
-from cil.streams import open_stream
-from cil.streams.image_folder import ImageFiles, ShiftAndMirror, decode, image_folder
+from cil.streams.image_folder import (
+    ImageFiles,
+    ShiftAndMirror,
+    decode,
+    decode_bytes,
+    image_folder,
+)
 from cil.streams.stream import Source, build_stream
 
 DIGITS = load_digits().images.astype(np.uint8) * 15
@@ -238,7 +245,7 @@ def raising(error: type[Exception], broken: Path) -> Callable[[Path, int], torch
     def decoding(path: Path, size: int, border: int = 0) -> torch.Tensor:
         if path == broken:
             raise error
-        return decode(path, size, border)
+        return decode_bytes(path, size, border)
 
     return decoding
 
@@ -256,7 +263,8 @@ def test_a_file_that_breaks_later_is_counted_and_replaced(
     assert files.marked() == [first, second]
     files.mark({second, "of another split"})
     assert files.marked() == [second]
-    monkeypatch.setattr(module, "decode", raising(TypeError, files.folder / str(files.paths[3])))
+    broken = files.folder / str(files.paths[3])
+    monkeypatch.setattr(module, "decode_bytes", raising(TypeError, broken))
     assert torch.equal(files[3][0], files[4][0])
     monkeypatch.undo()
     for path in files.paths[:6]:
@@ -285,6 +293,35 @@ def test_the_stream_says_which_files_of_every_split_broke(root: Path) -> None:
         assert stream.unreadable() == ["/".join(path.parts[-3:]) for path in broken]
         stream.mark_unreadable(())
         assert stream.unreadable() == []
+
+
+def test_small_images_are_decoded_once(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = opened(root).train
+    assert few.decoded is None  # type: ignore[attr-defined]
+    monkeypatch.setattr(decoded, "FEWEST_IMAGES", 1)
+    broken = root / "train" / str(few.paths[1])  # type: ignore[attr-defined]
+    monkeypatch.setattr(module, "decode_bytes", raising(TypeError, broken))
+    kept = opened(root)
+    monkeypatch.setattr(module, "decode_bytes", raising(TypeError, root))
+    again = opened(root)
+    for files in (kept.train, again.train):
+        assert all(torch.equal(files[i][0], few[i][0]) for i in range(len(few)))  # type: ignore[arg-type]
+        assert files.decoded.failed == {1}  # type: ignore[attr-defined]
+        assert len(pickle.dumps(files.decoded)) < 1000  # type: ignore[attr-defined]
+    monkeypatch.undo()
+    monkeypatch.setattr(decoded, "FEWEST_IMAGES", 1)
+    path = kept.train.decoded.path  # type: ignore[attr-defined]
+    path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    mended = opened(root).train
+    assert f"{path} is damaged and is made again" in capsys.readouterr().err
+    assert mended.decoded.failed == set()  # type: ignore[attr-defined]
+    picture(70).save(root / "train" / str(mended.paths[0]))  # type: ignore[attr-defined]
+    assert not torch.equal(opened(root).train[0][0], mended[0][0])
+    monkeypatch.setattr(decoded, "MOST_BYTES", 18 * 3 * 16 * 16 - 1)
+    assert opened(root).train.decoded is None  # type: ignore[attr-defined]
 
 
 def test_augmentation_shifts_and_mirrors() -> None:
