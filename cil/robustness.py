@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Dataset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from cil import cache
 from cil.config import TrainerConfig
@@ -23,7 +23,7 @@ from cil.methods.training import find_device
 from cil.records import RunView
 from cil.streams.corruptions import CORRUPTIONS, SEVERITIES, Corrupted, check_corruption
 from cil.streams.shift_sets import ShiftSet, read_shift_set
-from cil.streams.stream import Stream
+from cil.streams.stream import Stream, first_of_each
 
 CLEAN = "clean"
 
@@ -32,26 +32,34 @@ CLEAN = "clean"
 class Shift:
     """Test images of a stream's classes under one shift; severity 0 where it has none.
 
-    Without a set, `name` is a corruption of the stream's own test images.
+    Without a set, `name` is a corruption of the stream's own test images, or `CLEAN`; of these
+    the first `per_class` of each class are taken, or all.
     """
 
     name: str
     severity: int = 0
     found: ShiftSet | None = None
+    per_class: int | None = None
 
     def images(self, stream: Stream) -> Dataset:
         if self.found is not None:
             return self.found.images
         tests: ConcatDataset = ConcatDataset([experience.test for experience in stream.experiences])
-        return Corrupted(tests, self.name, self.severity)
+        shown = tests if self.name == CLEAN else Corrupted(tests, self.name, self.severity)
+        if self.per_class is None:
+            return shown
+        targets = [label for e in stream.experiences for label in e.test.targets]  # type: ignore[attr-defined]
+        return Subset(shown, first_of_each(targets, self.per_class))
 
     def right(self, classes: int) -> Tensor:
         """(targets, classes): which labels are right for a target of the images."""
         return torch.eye(classes, dtype=torch.bool) if self.found is None else self.found.right
 
 
-def corruptions(names: Sequence[str], severities: Sequence[int]) -> list[Shift]:
-    """Of the stream's own test images; `all` stands for the fifteen.
+def corruptions(
+    names: Sequence[str], severities: Sequence[int], per_class: int | None = None
+) -> list[Shift]:
+    """Of the stream's own test images, so many of each class; `all` stands for the fifteen.
 
     Raises:
         UserError: there is no such corruption or severity.
@@ -61,7 +69,7 @@ def corruptions(names: Sequence[str], severities: Sequence[int]) -> list[Shift]:
     for name in names:
         for severity in severities:
             check_corruption(name, severity)
-    return [Shift(name, severity) for name in names for severity in severities]
+    return [Shift(name, severity, per_class=per_class) for name in names for severity in severities]
 
 
 def shift_sets(folders: Mapping[str, Path], run: RunView, cache: Path) -> list[Shift]:
@@ -90,12 +98,16 @@ def evaluate(
 ) -> pd.DataFrame:
     """A row a shift: method, seed, shift, severity, accuracy, images; the first is without shift.
 
+    Unless `shifts` begin with `CLEAN` that one is what the run itself recorded.
+
     What was evaluated before is read from `folder`, the cache. `done` is called after each shift.
 
     Raises:
         UserError: the run's images are not there, or its checkpoint cannot be read.
     """
-    rows = [(CLEAN, 0, run.summary["last_accuracy"], sum(run.sizes))]
+    rows = []
+    if not shifts or shifts[0].name != CLEAN:
+        rows.append((CLEAN, 0, run.summary["last_accuracy"], sum(run.sizes)))
     opened: tuple[Any, Stream] | None = None  # not before something must be computed
     for shift in shifts:
         key = _key(run, shift, trainer)
@@ -142,6 +154,7 @@ def _key(run: RunView, shift: Shift, trainer: TrainerConfig) -> dict[str, Any]:
         "stream": run.stream["fingerprint"],
         "evaluated_on": run.stream.get("evaluated_on"),
         "shift": [shift.name, shift.severity, shift.found.content if shift.found else None],
+        "per_class": shift.per_class,
         "device": find_device(trainer).type,
         "precision": trainer.precision,
     }

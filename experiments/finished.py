@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import yaml
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import ConcatDataset
@@ -87,11 +88,41 @@ def add_experiment(parser: ArgumentParser) -> None:
     add("--name", help="of the files in experiments/results, or a path")
 
 
+def add_set(parser: ArgumentParser) -> None:
+    """By what a finished run's method classifies."""
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="settings to classify by instead of the runs' own, of those methods that have them: "
+        "var.schedule=a_varc var.smoothing_samples=1 diffusion.schedule=[[4,10],[16,1]]",
+    )
+
+
 def runs_of(asked: Namespace) -> list[RunView]:
     """The finished runs that `add_experiment` was answered; UserError unless of one experiment."""
     runs = [r for r in read_runs(asked.runs) if not asked.methods or r.method in asked.methods]
     check_one_experiment(runs, asked.runs)
     return runs
+
+
+def settings_of(asked: Namespace) -> dict[str, Any]:
+    """The settings that `add_set` was answered.
+
+    Raises:
+        UserError: a word is no KEY=VALUE.
+    """
+    values = {}
+    for word in asked.set:
+        key, equals, value = word.partition("=")
+        try:
+            values[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or value == "":
+            raise UserError(f"'{word}' was not understood: settings are written KEY=VALUE.")
+    return values
 
 
 def finished(folder: Path, options: Namespace) -> Finished:

@@ -44,7 +44,7 @@ from cil.records import RunView, write_bytes
 from cil.run import exit_code
 from cil.sample_metrics import frechet_distance, precision_recall
 from cil.showing import group_name
-from cil.streams.stream import Stream
+from cil.streams.stream import Stream, first_of_each
 from cil.streams.tokens import in_order
 from cil.table import markdown, provenance, show
 from experiments.asking import RESULTS
@@ -195,13 +195,8 @@ def _sources(
 
 def of_each(stream: Stream, split: str, count: int) -> Dataset:
     """The first `count` images of each class, or all there are, group by group."""
-    parts: list[Dataset] = []
-    for experience in stream.experiences:
-        view = getattr(experience, split)
-        targets = torch.tensor(view.targets)
-        rows = [(targets == label).nonzero()[:count, 0] for label in experience.labels]
-        parts.append(Subset(view, torch.cat(rows).tolist()))
-    return ConcatDataset(parts)
+    views = [getattr(experience, split) for experience in stream.experiences]
+    return ConcatDataset([Subset(view, first_of_each(view.targets, count)) for view in views])
 
 
 def read(judge: Discriminative, images: Dataset, through: Any = None) -> Read:

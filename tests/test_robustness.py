@@ -12,11 +12,12 @@ from tiny import TINY, folders
 from cil import robustness, run
 from cil.config import TrainerConfig
 from cil.errors import UserError
-from cil.methods.registry import restore
+from cil.methods.registry import asked_by, restore
 from cil.records import RunView, read_runs
-from cil.robustness import CLEAN, MEAN, by_method, corruptions, evaluate, shift_sets
+from cil.robustness import CLEAN, MEAN, Shift, by_method, corruptions, evaluate, shift_sets
 from cil.streams.corruptions import corrupted
 from cil.streams.shift_sets import ilsvrc_classes
+from cil.streams.stream import first_of_each
 from experiments import robustness as command
 
 TRAINER = TrainerConfig(accelerator="cpu", progress=False)
@@ -80,6 +81,48 @@ def test_what_was_evaluated_is_not_evaluated_again(
     assert calls == ["joint impulse_noise 1", "joint impulse_noise 5", "joint contrast 1",
                      "joint contrast 5"]  # fmt: skip
     pd.testing.assert_frame_equal(again.iloc[:2], first)
+
+
+@pytest.mark.integration
+def test_some_images_can_be_read_by_another_schedule(trained: Path, tmp_path: Path) -> None:
+    found = view(trained, "var-adapter")
+    asked = asked_by(found, {"var.smoothing_samples": 1, "diffusion.schedule": [[2, 1]]})
+    assert asked.config["var"]["smoothing_samples"] == 1
+    assert "diffusion" not in asked.config
+    shifts = [Shift(CLEAN, per_class=3), *corruptions(["contrast"], [5], per_class=3)]
+    frame = evaluate(asked, shifts, TRAINER, tmp_path)
+    assert list(zip(frame["shift"], frame["images"], strict=True)) == [
+        (CLEAN, 12),
+        ("contrast", 12),
+    ]
+    method, stream = restore(asked, TRAINER, tmp_path)
+    assert method.settings.smoothing_samples == 1
+    right = []
+    for experience in stream.experiences:
+        for row in first_of_each(experience.test.targets, 3):  # type: ignore[attr-defined]
+            image, label = experience.test[row]
+            right.append(int(method.scores(image[None]).argmax(1)) == label)
+    assert frame["accuracy"][0] == pytest.approx(np.mean(right))
+    joint = view(trained, "joint")
+    assert asked_by(joint, {"var.schedule": "a_varc"}).config == joint.config
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"var.schedul": "a_varc"}, "did you mean var.schedule"),
+        ({"var.depth": 3}, "no setting of classification"),
+        ({"var.schedule": "a_var"}, "must be one of varc, a_varc, adaptive"),
+        ({"var.schedule": "adaptive"}, "has fitted no margins"),
+        ({"var.smoothing_samples": "two"}, "must be int"),
+    ],
+)
+def test_what_is_no_setting_of_classification_is_refused(
+    trained: Path, values: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        asked_by(view(trained, "var-adapter"), values)
 
 
 def test_the_table_is_the_mean_over_severities_then_over_seeds() -> None:
@@ -204,6 +247,9 @@ def test_a_set_alone_is_a_table_and_names_what_it_lacks(
         (["--sets", "imagenet-r=nowhere"], "There is no folder nowhere for imagenet-r"),
         (["--sets", "imagenet-r=."], "known by their WordNet ids"),
         (["--methods", "none"], "holds no finished run"),
+        (["--set", "var.schedule"], "settings are written KEY=VALUE"),
+        (["--set", "var.depth=3"], "var.depth is no setting of classification"),
+        (["--per_class", "0"], "--per_class is 0"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -160,6 +160,7 @@ def test_tuned_settings_are_chosen_from_the_same_words() -> None:
     own = settings("diffusion-copy", Config(tuned=tuned), 0)
     assert (own["diffusion"]["size"], own["tokenizer"]["steps"]) == ("S", 9)
     check_tuned(Config(tuned={"var": {"var.plasticity": "trunk", "var.schedule": "a_varc"}}))
+    check_tuned(Config(tuned={"diffusion": {"diffusion.schedule": [[4, 5], [16, 1]]}}))
 
 
 def test_a_shorter_stream_on_validation_images_has_the_same_training(tmp_path) -> None:

@@ -141,11 +141,13 @@ def tuned(name: str, config: Config) -> Config:
             raise UserError(f"tuned.{name} names the setting {key}, which is none of a method.")
         if not _reads(name, section, field):
             raise UserError(f"tuned.{name} names the setting {key}, which {name} does not read.")
-        choices = _choices(get_type_hints(type(own))[field])
+        hint = get_type_hints(type(own))[field]
+        choices = _choices(hint)
         kind = type(getattr(own, field))
         if kind is float and type(value) is int:
             value = float(value)
-        if choices and value not in choices:
+        listed = type(value) is list and any(get_origin(part) is list for part in get_args(hint))
+        if choices and value not in choices and not listed:
             wanted = f"one of {', '.join(choices)}"
             raise UserError(f"tuned.{name} gives {key} as {value}, which must be {wanted}.")
         if not choices and type(value) is not kind:
@@ -178,6 +180,42 @@ def check_tuned(config: Config) -> None:
         if name in SETS:
             raise UserError(f"tuned names {name}, which is many methods: name each by its own.")
         tuned(name, config)
+
+
+# Settings of classification alone, which a finished method can be asked by instead of its own.
+_CLASSIFICATION = {
+    "var": ("schedule", "smoothing", "smoothing_samples", "smoothing_mean", "smoothing_sigma"),
+    "diffusion": ("schedule",),
+}
+
+
+def asked_by(run: Any, values: Mapping[str, Any]) -> Any:
+    """A `cil.records.RunView` whose method will classify by other settings than its own.
+
+    `values` are settings of classification as SECTION.KEY, of which those of other kinds of methods
+    than the run's are passed over.
+
+    Raises:
+        UserError: a setting is none of classification, or its value none that it can have.
+    """
+    for key in values:
+        section, _, field = key.partition(".")
+        if field not in _CLASSIFICATION.get(section, ()):
+            known = [f"{section}.{k}" for section, own in _CLASSIFICATION.items() for k in own]
+            hint = near(key, known) or f"choose from {', '.join(known)}."
+            raise UserError(f"{key} is no setting of classification: {hint}")
+    kind = _kind(run.method)
+    own = {key: value for key, value in values.items() if key.partition(".")[0] == kind}
+    if not own or kind not in run.config:
+        return run
+    if own.get("var.schedule") == "adaptive" != run.config[kind]["schedule"]:
+        raise UserError(
+            f"{run.folder} has fitted no margins, so that var.schedule cannot be adaptive: choose "
+            "varc or a_varc."
+        )
+    section = {"var": VARConfig, "diffusion": DiffusionConfig}[kind](**run.config[kind])
+    asked = tuned(run.method, Config(**{kind: section}, tuned={run.method: own}))
+    return replace(run, config={**run.config, kind: asdict(getattr(asked, kind))})
 
 
 def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:

@@ -7,6 +7,7 @@ next ones. Names and the original order travel beside it; nothing downstream rem
 import hashlib
 import json
 import warnings
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -136,6 +137,17 @@ def class_order(classes: int, seed: int) -> list[int]:
     if not 0 <= seed < 2**32:
         raise UserError(f"stream.order_seed is {seed}: choose one from 0 to {2**32 - 1}.")
     return [int(original) for original in np.random.RandomState(seed).permutation(classes)]
+
+
+def first_of_each(targets: Sequence[int], count: int) -> list[int]:
+    """The positions of the first `count` items of each class, or of all there are, ascending."""
+    met: Counter[int] = Counter()
+    positions = []
+    for position, target in enumerate(targets):
+        if met[target] < count:
+            positions.append(position)
+        met[target] += 1
+    return positions
 
 
 def build_stream(source: Source, protocol: str, class_order: Sequence[int]) -> Stream:
