@@ -24,12 +24,13 @@ from tqdm import tqdm
 from cil import plots
 from cil.config import TrainerConfig
 from cil.errors import UserError
+from cil.methods.registry import asked_by
 from cil.ood import SCORES, evaluate
 from cil.records import RunView, figure_bytes, write_bytes
 from cil.run import exit_code
 from cil.table import markdown, percent, provenance, show
 from experiments.asking import RESULTS
-from experiments.finished import add_experiment, runs_of
+from experiments.finished import add_experiment, add_set, runs_of, settings_of
 
 HEADINGS = {"msp": "MSP", "max_logit": "max logit", "energy": "energy", "ratio": "ratio"}
 CAPTION = (
@@ -41,7 +42,8 @@ CAPTION = (
 
 def main() -> None:
     asked = _arguments()
-    runs = runs_of(asked)
+    settings = settings_of(asked)
+    runs = [asked_by(run, settings) for run in runs_of(asked)]
     trainer = TrainerConfig(accelerator=asked.accelerator, progress=False)
     frame, used = evaluated(runs, trainer, asked.cache)
     _report(frame, used, asked)
@@ -81,6 +83,7 @@ def _arguments() -> Namespace:
         allow_abbrev=False,
     )
     add_experiment(parser)
+    add_set(parser)
     return parser.parse_args()
 
 

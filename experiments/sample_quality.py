@@ -6,9 +6,9 @@
 Of one or several runs of var or diffusion methods on one stream, as they are after their last
 experience. Where Inception's weights are not at hand, and digits mean nothing to it, the features
 are those before the last layer of a discriminative network that learned the stream's own training
-images: `joint` of the same experiment and seed, unless --judge names another run. Its accuracy on
-drawn images, against the classes that they were asked for, is a simple cousin of the classification
-accuracy score (arXiv 1905.10887).
+images: `joint` of the same experiment and seed, unless --judge names another run, which may have
+learned the same classes in other groups. Its accuracy on drawn images, against the classes that
+they were asked for, is a simple cousin of the classification accuracy score (arXiv 1905.10887).
 
 Everything is compared with test images, which neither side has learned from: training images and
 held-out ones show what real images reach, training images through a run's encoder and decoder what
@@ -74,8 +74,11 @@ def main() -> None:
     for guidance in options.guidance:
         check_samples(SamplesConfig(1, guidance, options.steps))
     judged_by = named_run(options.judge or _joint(views[0]))
-    judge, stream = restore(judged_by, trainer, options.cache)
-    methods = [_method(view, judged_by, trainer, options.cache) for view in views]
+    judge, _ = restore(judged_by, trainer, options.cache)
+    opened = [_opened(view, judged_by, trainer, options.cache) for view in views]
+    methods, stream = [method for method, _ in opened], opened[0][1]
+    if len({view.stream["fingerprint"] for view in views}) > 1:
+        raise UserError("The runs learned different streams: compare those of one.")
     _check_judge(judge, judged_by, methods)
     count = _number(stream, options.images)
     reference = read(judge, of_each(stream, "test", count))
@@ -125,16 +128,25 @@ def _joint(view: RunView) -> Path:
     return folder
 
 
-def _method(view: RunView, judged_by: RunView, trainer: TrainerConfig, cache: Path) -> Any:
-    if view.stream["fingerprint"] != judged_by.stream["fingerprint"]:
+def _opened(
+    view: RunView, judged_by: RunView, trainer: TrainerConfig, cache: Path
+) -> tuple[Any, Stream]:
+    if _images(view) != _images(judged_by):
         raise UserError(
             f"{view.folder} and {judged_by.folder} learned different streams: judge a run by one "
             "of its own stream."
         )
-    method, _ = restore(view, trainer, cache)
+    method, stream = restore(view, trainer, cache)
     if not isinstance(method, Generative):
         raise UserError(f"{view.folder} is a run of {view.method}, which draws no images.")
-    return method
+    return method, stream
+
+
+def _images(view: RunView) -> tuple[Any, ...]:
+    """What a run learned, in whatever groups; the streams' fingerprints know the groups as well."""
+    otherwise = ("protocol", "stop_after", "augment")
+    same = {k: v for k, v in view.config["stream"].items() if k not in otherwise}
+    return view.stream["class_names"], same
 
 
 def _check_judge(judge: Any, judged_by: RunView, methods: Sequence[Any]) -> None:

@@ -29,6 +29,8 @@ def root(tmp_path_factory) -> Path:
     assert run(["split_digits", *line, methods]) == 0
     short = ["--stream.stop_after=1", "--methods=[var-adapter]", f"--runs={runs / 'short'}"]
     assert run(["split_digits", *line, *short]) == 0
+    fives = ["--stream.protocol=b0-5", "--methods=[joint]", f"--runs={runs / 'fives'}"]
+    assert run(["split_digits", *line, *fives]) == 0
     return runs
 
 
@@ -83,6 +85,18 @@ def test_a_table_of_sample_quality(root: Path, tmp_path: Path, command: Command)
     assert "the 64 values before the last layer of cnn of joint seed 0" in text
     assert text.count("\n| ") == 2 + len(table)
     assert "recognised" in shown
+
+
+@pytest.mark.integration
+def test_a_judge_may_have_learned_other_groups(
+    root: Path, tmp_path: Path, command: Command
+) -> None:
+    judge = f"--judge={of(root, 'joint', 'fives')}"
+    words = [of(root, "var-adapter"), judge, "--images=2", f"--name={tmp_path / 'q'}"]
+    code, _, errors = command(sample_quality, *words)
+    assert code == 0, errors
+    table = pd.read_csv(tmp_path / "q.csv")
+    assert table["classes"].tolist()[:6] == ["all", "4, 2", "7, 6", "0, 3", "5, 8", "9, 1"]
 
 
 @pytest.mark.integration
