@@ -69,7 +69,7 @@ def over_experiences(
     if top is None:
         top = 1.08 * max((float(np.nanmax(part)) for part in values.values()), default=1.0) or 1.0
     for axes, (title, names) in zip(grid, panels.items(), strict=False):
-        for name in set(curves) - set(names):
+        for name in [name for name in curves if name not in names]:
             known, x = _known(values[name])
             mean = np.nanmean(known, axis=0)
             axes.plot(x, mean, color="#DDDDDD", linewidth=1.0, zorder=1)
