@@ -88,15 +88,16 @@ def add_experiment(parser: ArgumentParser) -> None:
     add("--name", help="of the files in experiments/results, or a path")
 
 
-def add_set(parser: ArgumentParser) -> None:
+def add_set(parser: ArgumentParser, examples: str) -> None:
     """By what a finished run's method classifies."""
     parser.add_argument(
         "--set",
         nargs="+",
+        action="extend",
         default=[],
         metavar="KEY=VALUE",
         help="settings to classify by instead of the runs' own, of those methods that have them: "
-        "var.schedule=a_varc var.smoothing_samples=1 diffusion.schedule=[[4,10],[16,1]]",
+        + examples,
     )
 
 
@@ -113,12 +114,14 @@ def settings_of(asked: Namespace) -> dict[str, Any]:
     Raises:
         UserError: a word is no KEY=VALUE.
     """
-    values = {}
+    values: dict[str, Any] = {}
     for word in asked.set:
         key, equals, value = word.partition("=")
+        if key in values:
+            raise UserError(f"--set names {key} twice: give it one value.")
         try:
             values[key] = yaml.safe_load(value)
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError):  # what looks like a date that is none
             equals = ""
         if not equals or value == "":
             raise UserError(f"'{word}' was not understood: settings are written KEY=VALUE.")

@@ -43,6 +43,11 @@ CAPTION = (
 def main() -> None:
     asked = _arguments()
     settings = settings_of(asked)
+    if strange := [key for key in settings if key != "diffusion.schedule"]:
+        raise UserError(
+            f"--set {strange[0]} would change nothing: a VAR is asked without schedule and "
+            "smoothing, so that diffusion.schedule alone, whose first stage is read, can be set."
+        )
     runs = [asked_by(run, settings) for run in runs_of(asked)]
     trainer = TrainerConfig(accelerator=asked.accelerator, progress=False)
     frame, used = evaluated(runs, trainer, asked.cache)
@@ -83,7 +88,7 @@ def _arguments() -> Namespace:
         allow_abbrev=False,
     )
     add_experiment(parser)
-    add_set(parser)
+    add_set(parser, "diffusion.schedule=[[4,1]], whose first stage is read of every class")
     return parser.parse_args()
 
 

@@ -87,7 +87,8 @@ def _arguments() -> Namespace:
     add("--severities", nargs="+", type=int, default=[1, 2, 3, 4, 5], metavar="1..5")
     add("--sets", nargs="+", default=[], metavar="KIND=FOLDER", help="such as imagenet-a=data/a")
     add("--per_class", type=int, metavar="N", help="test images of a class to corrupt (all)")
-    add_set(parser)
+    examples = "var.schedule=a_varc var.smoothing_samples=1 diffusion.schedule=[[4,10],[16,1]]"
+    add_set(parser, examples)
     return parser.parse_args()
 
 
@@ -119,6 +120,10 @@ def _report(
     line = " ".join(["python -m experiments.robustness", *sys.argv[1:]])
     severities = sorted({s.severity for s in shifts if s.severity})
     notes = [CAPTION, f"Severities {severities}." if severities else "", *_missing(shifts)]
+    if asked.per_class:
+        notes.append(f"Of the stream's own test images the first {asked.per_class} of each class.")
+    if asked.set:
+        notes.append(f"Classified by {', '.join(asked.set)}, and not as the runs were.")
     text = [*provenance(runs, line), *filter(None, notes), markdown(["method", *names], rows)]
     write_bytes(path.with_suffix(".csv"), frame.to_csv(index=False).encode())
     write_bytes(path.with_suffix(".md"), ("\n\n".join(text) + "\n").encode())

@@ -131,7 +131,8 @@ def _joint(view: RunView) -> Path:
 def _opened(
     view: RunView, judged_by: RunView, trainer: TrainerConfig, cache: Path
 ) -> tuple[Any, Stream]:
-    if _images(view) != _images(judged_by):
+    same = view.stream["fingerprint"] == judged_by.stream["fingerprint"]
+    if not same and _images(view) != _images(judged_by):
         raise UserError(
             f"{view.folder} and {judged_by.folder} learned different streams: judge a run by one "
             "of its own stream."

@@ -114,7 +114,8 @@ def test_some_images_can_be_read_by_another_schedule(trained: Path, tmp_path: Pa
         ({"var.schedul": "a_varc"}, "did you mean var.schedule"),
         ({"var.depth": 3}, "no setting of classification"),
         ({"var.schedule": "a_var"}, "must be one of varc, a_varc, adaptive"),
-        ({"var.schedule": "adaptive"}, "has fitted no margins"),
+        ({"var.schedule": "adaptive"}, "cannot be adaptive"),
+        ({"var.schedule": ["varc"]}, "--set gives var.schedule as"),
         ({"var.smoothing_samples": "two"}, "must be int"),
     ],
 )
@@ -249,6 +250,8 @@ def test_a_set_alone_is_a_table_and_names_what_it_lacks(
         (["--methods", "none"], "holds no finished run"),
         (["--set", "var.schedule"], "settings are written KEY=VALUE"),
         (["--set", "var.depth=3"], "var.depth is no setting of classification"),
+        (["--set", "var.schedule=2024-99-99"], "settings are written KEY=VALUE"),
+        (["--set", "var.schedule=varc", "--set", "var.schedule=a_varc"], "var.schedule twice"),
         (["--per_class", "0"], "--per_class is 0"),
     ],
 )

@@ -82,13 +82,19 @@ def diffusion_schedule(wanted: str | Sequence[Sequence[int]]) -> tuple[Timesteps
         "dc_25_250": [[25, 5], [225, 1]],
     }
     listed = named.get(wanted, []) if isinstance(wanted, str) else wanted
-    whole = listed and all(len(stage) == 2 and min(stage) >= 1 for stage in listed)
+    whole = isinstance(listed, list | tuple) and listed and all(map(_is_pair, listed))
     if not whole or sum(stage[0] for stage in listed) > TIMES:
         raise UserError(
             f"{wanted} is no schedule of timesteps: choose {' or '.join(named)}, or a list of "
             f"[timesteps, classes kept], at most {TIMES} timesteps in all."
         )
     return tuple(Timesteps(timesteps, keep) for timesteps, keep in listed)
+
+
+def _is_pair(stage: object) -> bool:
+    """Whether it is two whole numbers of 1 or more; lists from a command line may hold anything."""
+    pair = isinstance(stage, list | tuple) and len(stage) == 2
+    return pair and all(type(number) is int and number >= 1 for number in stage)  # type: ignore[attr-defined]
 
 
 def adaptive(margins_K: Sequence[float], samples: int) -> tuple[Stage, ...]:

@@ -126,21 +126,24 @@ def _generative_method(name: str) -> Any:
     return DiffusionMethod
 
 
-def tuned(name: str, config: Config) -> Config:
+def tuned(name: str, config: Config, place: str | None = None) -> Config:
     """The settings with those laid over them that `config.tuned` has for this method alone.
+
+    `place` is where messages say that these stand.
 
     Raises:
         UserError: there is no such setting, the method does not read it, or its value is of another
             type or none of those to choose from.
     """
+    place = place or f"tuned.{name}"
     sections: dict[str, dict[str, Any]] = {}
     for key, value in config.tuned.get(name, {}).items():
         section, _, field = key.partition(".")
         own = getattr(config, section, None)
         if section not in TUNABLE or not hasattr(own, field):
-            raise UserError(f"tuned.{name} names the setting {key}, which is none of a method.")
+            raise UserError(f"{place} names the setting {key}, which is none of a method.")
         if not _reads(name, section, field):
-            raise UserError(f"tuned.{name} names the setting {key}, which {name} does not read.")
+            raise UserError(f"{place} names the setting {key}, which {name} does not read.")
         hint = get_type_hints(type(own))[field]
         choices = _choices(hint)
         kind = type(getattr(own, field))
@@ -149,9 +152,9 @@ def tuned(name: str, config: Config) -> Config:
         listed = type(value) is list and any(get_origin(part) is list for part in get_args(hint))
         if choices and value not in choices and not listed:
             wanted = f"one of {', '.join(choices)}"
-            raise UserError(f"tuned.{name} gives {key} as {value}, which must be {wanted}.")
+            raise UserError(f"{place} gives {key} as {value}, which must be {wanted}.")
         if not choices and type(value) is not kind:
-            raise UserError(f"tuned.{name} gives {key} as {value}, which must be {kind.__name__}.")
+            raise UserError(f"{place} gives {key} as {value}, which must be {kind.__name__}.")
         sections.setdefault(section, {})[field] = value
     return replace(config, **{n: replace(getattr(config, n), **v) for n, v in sections.items()})
 
@@ -208,14 +211,28 @@ def asked_by(run: Any, values: Mapping[str, Any]) -> Any:
     own = {key: value for key, value in values.items() if key.partition(".")[0] == kind}
     if not own or kind not in run.config:
         return run
-    if own.get("var.schedule") == "adaptive" != run.config[kind]["schedule"]:
+    config = replace(_learned_with(run), tuned={run.method: own})
+    asked = getattr(tuned(run.method, config, place="--set"), kind)
+    if asked.schedule == "adaptive" and asked != getattr(config, kind):
         raise UserError(
-            f"{run.folder} has fitted no margins, so that var.schedule cannot be adaptive: choose "
-            "varc or a_varc."
+            f"{run.folder} has fitted margins for its own copies of an image alone, or none at "
+            "all, so that var.schedule cannot be adaptive: choose varc or a_varc."
         )
-    section = {"var": VARConfig, "diffusion": DiffusionConfig}[kind](**run.config[kind])
-    asked = tuned(run.method, Config(**{kind: section}, tuned={run.method: own}))
-    return replace(run, config={**run.config, kind: asdict(getattr(asked, kind))})
+    return replace(run, config={**run.config, kind: asdict(asked)})
+
+
+def _learned_with(run: Any) -> Config:
+    """The settings of a recorded run; UserError where they are not today's."""
+    kinds = {"stream": StreamConfig, "tokenizer": TokenizerConfig, "var": VARConfig}
+    kinds |= {"diffusion": DiffusionConfig, "discriminative": DiscriminativeConfig}
+    try:
+        return Config(**{n: kind(**run.config[n]) for n, kind in kinds.items() if n in run.config})
+    except TypeError:
+        raise _of_another_version(run) from None
+
+
+def _of_another_version(run: Any) -> UserError:
+    return UserError(f"{run.folder} was written by another version of cil: use that.")
 
 
 def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
@@ -229,16 +246,9 @@ def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
     """
     from cil.streams import open_stream
 
-    kinds = {"stream": StreamConfig, "tokenizer": TokenizerConfig, "var": VARConfig}
-    kinds |= {"diffusion": DiffusionConfig, "discriminative": DiscriminativeConfig}
     if run.method not in NAMES:
         raise UserError(f"{run.folder} is of a method of your own, which cil cannot build.")
-    other = UserError(f"{run.folder} was written by another version of cil: use that.")
-    try:
-        sections = {n: kind(**run.config[n]) for n, kind in kinds.items() if n in run.config}
-    except TypeError:  # settings that are not today's
-        raise other from None
-    config = Config(**sections, trainer=trainer)
+    config = replace(_learned_with(run), trainer=trainer)
     stream = open_stream(config.stream, cache)
     if stream.fingerprint != run.stream["fingerprint"]:
         raise UserError(
@@ -249,11 +259,11 @@ def restore(run: Any, trainer: TrainerConfig, cache: Path) -> tuple[Any, Any]:
     try:
         method.load_state(state)
     except KeyError:  # parts that are not today's
-        raise other from None
+        raise _of_another_version(run) from None
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):  # out of memory, for one
             raise
-        raise other from None  # names or shapes that are not today's
+        raise _of_another_version(run) from None  # names or shapes that are not today's
     return method, stream
 
 

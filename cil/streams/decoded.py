@@ -5,22 +5,22 @@ images, and runs side by side share what they have read.
 """
 
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cil import cache, parallel
 from cil.files import explained, replacing
-from cil.streams.tokens import in_order
 
 MOST_BYTES = 2**31  # of one file; more images, or larger ones, are decoded whenever they are read
 FEWEST_IMAGES = 1000  # worth a file
-_BATCH = 256  # images that a process decodes at a time
+_AHEAD = 1024  # images that are decoded before those before them are written
 
 
 class Decoded:
@@ -46,24 +46,6 @@ class Decoded:
         return {**self.__dict__, "_rows": None}
 
 
-class _Tried(Dataset):
-    """Items are (pixels (3, side, side), whether they could be decoded)."""
-
-    def __init__(self, decode: Callable[[int], Tensor], count: int, side: int) -> None:
-        self.decode, self.count, self.side = decode, count, side
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, item: int) -> tuple[Tensor, bool]:
-        try:
-            return self.decode(item), True
-        except MemoryError:
-            raise
-        except Exception:  # decoders of damaged files raise whatever comes to hand
-            return torch.zeros(3, self.side, self.side, dtype=torch.uint8), False
-
-
 def decoded_once(
     decode: Callable[[int], Tensor],
     count: int,
@@ -82,23 +64,43 @@ def decoded_once(
     """
     if count < FEWEST_IMAGES or count * 3 * side * side > MOST_BYTES:
         return None
+    key = {**key, "pillow": PIL.__version__}
     path = cache.place(folder, name, key, ".npy")
-    with cache.alone(path):
-        facts = cache.look(path) or _write(_Tried(decode, count, side), path, key)
+    facts = cache.look(path)  # by many at once: the lock is for those who make it
+    if facts is None:
+        with cache.alone(path):
+            facts = cache.look(path) or _write(decode, count, side, path, key)
     return Decoded(path, frozenset(facts["failed"]))
 
 
-def _write(images: _Tried, path: Path, key: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the file, on all cores; returns the facts kept beside it."""
-    count, shape = len(images), (len(images), 3, images.side, images.side)
-    batches = in_order(images, _BATCH, min(parallel.cores(), count // _BATCH))
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-    wholes = []
-    with replacing(path, cache.KEY) as file:
+def _write(
+    decode: Callable[[int], Tensor], count: int, side: int, path: Path, key: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write the file; returns the facts kept beside it.
+
+    By threads: Pillow decodes without Python's lock, and a process that starts others while it
+    holds the file's lock may wait for one that waits for it.
+    """
+
+    def tried(item: int) -> bytes | None:
+        try:
+            return decode(item).numpy().tobytes()
+        except MemoryError:
+            raise
+        except Exception:  # decoders of damaged files raise whatever comes to hand
+            return None
+
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, side, side)}
+    failed = []
+    bar = tqdm(total=count, desc="decoding images, once", unit="", leave=False)
+    with replacing(path, cache.KEY) as file, ThreadPoolExecutor(parallel.cores()) as threads, bar:
         np.lib.format.write_array_header_1_0(file, header)
-        for pixels, whole in tqdm(batches, f"decoding {count:,} images, once", leave=False):
-            file.write(pixels.numpy().tobytes())
-            wholes.append(whole)
-    facts = {"failed": (~torch.cat(wholes)).nonzero()[:, 0].tolist()}
+        for first in range(0, count, _AHEAD):
+            items = range(first, min(first + _AHEAD, count))
+            for item, pixels in zip(items, threads.map(tried, items), strict=True):
+                file.write(bytes(3 * side * side) if pixels is None else pixels)
+                failed += [item] if pixels is None else []
+            bar.update(len(items))
+    facts = {"failed": failed}
     cache.keep(path, file.digest(), key, facts)
     return facts

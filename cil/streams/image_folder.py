@@ -56,7 +56,7 @@ class ImageFiles(Dataset):
         for other in itertools.chain([item], self._others_of_class(item)):
             try:
                 return _floats(self.pixels(other)), target
-            except MemoryError:
+            except (MemoryError, UserError):  # neither is the file's fault
                 raise
             except Exception:  # decoders of damaged files raise whatever comes to hand
                 self.unreadable[other] = True
@@ -70,7 +70,8 @@ class ImageFiles(Dataset):
         Raises:
             UserError: the file cannot be written.
         """
-        key = {"digests": hashed({"files": list(digests)}), "size": self.size}
+        files = hashed({"files": list(digests)})
+        key = {"files": files, "size": self.size, "border": self.border}
         folder, name = cache / "decoded", self.folder.name
         self.decoded = decoded_once(self.pixels, len(self), self.size, folder, name, key)
 

@@ -140,6 +140,9 @@ def test_stages_share_one_even_grid(noising, counts):
 def test_named_and_listed_schedules():
     assert diffusion_schedule("dc_25") == (Timesteps(25, 1),)
     assert diffusion_schedule("dc_25_250") == (Timesteps(25, 5), Timesteps(225, 1))
+    for nonsense in ([4, 1], [["a", "b"]], [[None, 1]], [[4.5, 1]], [[4, True]], [[4]], []):
+        with pytest.raises(UserError, match="no schedule of timesteps"):
+            diffusion_schedule(nonsense)  # type: ignore[arg-type]
     assert diffusion_schedule([[10, 4], [40, 1]]) == (Timesteps(10, 4), Timesteps(40, 1))
 
 

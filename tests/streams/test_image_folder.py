@@ -318,8 +318,13 @@ def test_small_images_are_decoded_once(
     mended = opened(root).train
     assert f"{path} is damaged and is made again" in capsys.readouterr().err
     assert mended.decoded.failed == set()  # type: ignore[attr-defined]
+    before = mended[0][0]
+    path.unlink()  # while it is in use, by processes that start afresh
+    with pytest.raises(UserError, match="decoded/train-"):
+        list(DataLoader(mended, num_workers=1, multiprocessing_context="spawn"))
+    assert mended.marked() == []  # type: ignore[attr-defined]
     picture(70).save(root / "train" / str(mended.paths[0]))  # type: ignore[attr-defined]
-    assert not torch.equal(opened(root).train[0][0], mended[0][0])
+    assert not torch.equal(opened(root).train[0][0], before)
     monkeypatch.setattr(decoded, "MOST_BYTES", 18 * 3 * 16 * 16 - 1)
     assert opened(root).train.decoded is None  # type: ignore[attr-defined]
 
