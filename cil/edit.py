@@ -4,12 +4,18 @@ In-painting, out-painting and class-conditional editing of VAR (arXiv 2404.02905
 generalisation): at every scale the tokens of what is kept are given (teacher forcing) and the
 others are drawn.
 
-A token is drawn if the region touches any latent that it is pooled from, so the 1 x 1 token always:
-were it given, it would tell the finer ones of the old content, and a class asked for would hardly
-be drawn. What coarse tokens then change of the kept part, the given ones of finer scales take back:
-they are not those of the image as it was, which no longer add up to it, but the ones nearest to
-what the scales before leave of it. With nothing drawn both are the same. A region that touches all
-latents gets no token at all: it is a drawing, of which kept pixels alone are the image's.
+A token is drawn if the region covers more than `cover` of what it is pooled from. With 0, for a
+change of class, any touch is enough, so that the 1 x 1 token is always drawn: were it given, it
+would tell the finer ones of the old content, and a class asked for would hardly be drawn. (Of 150
+digits with a changed middle a network took 28 % for the class asked for, 5 % with `HALF`.) `HALF`,
+as in VAR's public code, is for content of the same class: coarse tokens that the region covers by
+half at most are given, and with them the colours around it and a trace of what was there. Of the
+finest scale all that the region touches is drawn.
+
+What drawn coarse tokens change of the kept part, the given ones of finer scales take back: they are
+not those of the image as it was, which no longer add up to it, but the ones nearest to what the
+scales before leave of it. With nothing drawn both are the same. A region that touches all latents
+gets no token at all with a cover of 0: it is a drawing, of which kept pixels alone are the image's.
 
 Kept pixels are put back as they were. No tokenizer gives an image back to the pixel, and to draw
 one part anew is to leave the other alone; the price is that a seam may show.
@@ -28,6 +34,8 @@ from cil.errors import UserError
 from cil.generate import Kept, sample
 from cil.models.class_groups import Incremental
 from cil.models.tokenizer import MultiScaleTokenizer
+
+HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -49,16 +57,19 @@ def edit(
     guidance: float = 1.5,
     top_k: int = 900,
     top_p: float = 0.96,
+    cover: float = 0.0,
 ) -> Edited:
     """Draw the region (true) of each image (B, channels, H, W) anew, as of a class, from a seed.
 
-    The other options are those of `sample`. An edit depends on its own image, label and seed alone.
+    `cover`, a share from 0 to below 1, says which tokens are drawn. The other options are those of
+    `sample`. An edit depends on its own image, label and seed alone.
 
     Raises:
         UserError: images or region have not the size that the model draws, nothing is to be drawn,
-            the model does not know a label, or there is not one label and seed for each image.
+            the model does not know a label, cover is out of its range, or there is not one label
+            and seed for each image.
     """
-    drawn_L = drawn_tokens(tokenizer, region_HW).to(images.device)
+    drawn_L = drawn_tokens(tokenizer, region_HW, cover).to(images.device)
     _check(tokenizer, images, labels)
     kept = Kept(tokenizer.encode(images), ~drawn_L.expand(len(images), -1))
     raw = sample(
@@ -67,8 +78,10 @@ def edit(
     return Edited(raw.where(region_HW.to(images.device), images), raw, drawn_L)
 
 
-def drawn_tokens(tokenizer: MultiScaleTokenizer, region_HW: Tensor) -> Tensor:
+def drawn_tokens(tokenizer: MultiScaleTokenizer, region_HW: Tensor, cover: float = 0.0) -> Tensor:
     """Which tokens (L,) an edit of this region draws."""
+    if not 0 <= cover < 1:
+        raise UserError(f"cover is {cover}: give a share of a token from 0 to below 1.")
     side = tokenizer.image_size
     if region_HW.shape != (side, side):
         height, width = region_HW.shape
@@ -79,7 +92,8 @@ def drawn_tokens(tokenizer: MultiScaleTokenizer, region_HW: Tensor) -> Tensor:
         raise UserError("the mask is empty: mark at least a pixel that is to be drawn.")
     shares_11hw = F.avg_pool2d(region_HW[None, None].float(), side // tokenizer.scales[-1])
     shares = [tokenizer.next_input(shares_11hw, k).flatten() for k in range(len(tokenizer.scales))]
-    return torch.cat(shares) > 0
+    *coarse, finest = shares
+    return torch.cat([*(share > cover for share in coarse), finest > 0])
 
 
 def _check(tokenizer: MultiScaleTokenizer, images: Tensor, labels: Sequence[int]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cil import plots
 from cil.config import SamplesConfig, TrainerConfig
-from cil.edit import Edited, edit
+from cil.edit import HALF, Edited, edit
 from cil.errors import UserError
 from cil.methods.drawing import as_bytes
 from cil.methods.registry import restore
@@ -26,10 +26,11 @@ def edited(
     region: Tensor,
     pairs: Sequence[tuple[int, int]],
     guidance: float,
+    cover: float = 0.0,
 ) -> Edited:
     """An edit of the image (channels, H, W) in [-1, 1] for each (label, seed), on the CPU.
 
-    region (H, W) is true where it is drawn anew; raises UserError as `cil.edit.edit` does.
+    region (H, W) is true where it is drawn anew; `cover` and errors are those of `cil.edit.edit`.
     """
     where = find_device(method.trainer)
     method.tokenizer.to(where)
@@ -38,7 +39,14 @@ def edited(
     labels, seeds = zip(*pairs, strict=True)
     with autocast(method.trainer):
         found = edit(
-            method.model, method.tokenizer, images, region, labels, seeds, guidance=guidance
+            method.model,
+            method.tokenizer,
+            images,
+            region,
+            labels,
+            seeds,
+            guidance=guidance,
+            cover=cover,
         )
     return Edited(found.images.cpu(), found.raw.cpu(), found.drawn_L.cpu())
 
@@ -76,10 +84,11 @@ def edits(
             why = str(error)
             continue
         whole, own, region = _halved(stream, image)
-        labels = [own, method.classes_seen - 1]
-        pairs = [(label, seed) for label in labels for seed in range(seeds)]
-        shown.append(edited(method, whole, region, pairs, SamplesConfig().guidance).images)
-        names += [f"{run.method}: {stream.class_names[label]}" for label in labels]
+        for label, cover in ((own, HALF), (method.classes_seen - 1, 0.0)):
+            pairs = [(label, seed) for seed in range(seeds)]
+            guidance = SamplesConfig().guidance
+            shown.append(edited(method, whole, region, pairs, guidance, cover).images)
+            names.append(f"{run.method}: {stream.class_names[label]}")
     if not shown:
         return plots.note(why)
     return figure(whole, region, torch.cat(shown), names, range(seeds))

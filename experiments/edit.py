@@ -8,8 +8,9 @@
 predictions.csv, counted from 0. What is drawn anew is a box (pixels from x0 up to x1, from y0 up to
 y1, counted from 0 at the top left) or the white of a mask; --outside draws all but that. Without
 --to the part is drawn as of the class that the run takes the image for: in-painting and, with
---outside, out-painting. How it is done, and what happens to a token that the region covers in part,
-cil/edit.py says.
+--outside, out-painting. Coarse tokens that the region covers by half at most are given then, so
+that the new part fits the old; with --to all that it touches are drawn, or the class asked for
+would hardly show. --cover sets this share of a token; how it is done cil/edit.py says.
 
 Each class asked for is a row of the picture: the image, the region, and an edit for every seed. It
 goes to figures/edit.png of the run unless --out gives another name. The table says what class the
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from cil.config import SamplesConfig
-from cil.edit import Edited
+from cil.edit import HALF, Edited
 from cil.editing import edited
 from cil.editing import figure as picture_of_edits
 from cil.errors import UserError
@@ -60,7 +61,8 @@ def main() -> None:
     labels = [run.class_of(name) for name in options.to] or [_read(method, image[None])[0]]
     seeds = list(range(options.seed, options.seed + options.copies))
     pairs = [(label, seed) for label in labels for seed in seeds]
-    results = edited(method, image, region, pairs, options.guidance)
+    cover = (0.0 if options.to else HALF) if options.cover is None else options.cover
+    results = edited(method, image, region, pairs, options.guidance, cover)
     shown = results.raw if options.raw else results.images
     figure = picture_of_edits(image, region, shown, [learned[label] for label in labels], seeds)
     place = options.out or view.folder / "figures" / "edit.png"
@@ -84,6 +86,11 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--to", action="append", default=[], metavar="CLASS", help="by its name")
     parser.add_argument("--copies", type=int, default=6, help="edits of each class (default: 6)")
     parser.add_argument("--seed", type=int, default=0, help="of the first of them (default: 0)")
+    parser.add_argument(
+        "--cover",
+        type=float,
+        help="draw what is covered by more (default: 0.5; with --to: 0)",
+    )
     parser.add_argument("--guidance", type=float, default=SamplesConfig().guidance)
     parser.add_argument("--raw", action="store_true", help="the model's picture of kept pixels too")
     parser.add_argument("--out", type=Path, help="the picture's file, a .png")

@@ -179,7 +179,7 @@ def draw(run: Finished, explained: Explained, folder: Path, name: str) -> list[P
     of_class = [classes[label] for label in found.labels_B.tolist()]
     rivals = [classes[label] for label in found.rivals_B.tolist()]
     pairs = list(zip(of_class, rivals, strict=True))
-    notes = [[own, other, f"{own}, not {other}"] for own, other in pairs]
+    notes = [[own, other, f"{own},\nnot {other}"] for own, other in pairs]
     predicted = [classes[label] for label in explained.scores_BC.argmax(1).tolist()]
     rows = [
         f"{image}\n{own}" + ("" if own == other else f", taken for {other}")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cil.edit import drawn_tokens, edit
+from cil.edit import HALF, drawn_tokens, edit
 from cil.errors import UserError
 from cil.generate import Kept, sample
 from cil.methods.seeding import seed_all
@@ -66,6 +66,21 @@ def test_a_token_that_the_region_touches_is_drawn(tokenizer):
     left = [[0], [0, 2], [0, 1, 3, 4, 6, 7], [0, 1, 4, 5, 8, 9, 12, 13]]
     assert by_scale(drawn_tokens(tokenizer, LEFT)) == left
     assert drawn_tokens(tokenizer, region((slice(None), slice(None)))).all()
+
+
+def test_with_half_a_cover_coarse_tokens_that_are_mostly_kept_are_given(tokenizer):
+    assert by_scale(drawn_tokens(tokenizer, region((0, 0)), HALF)) == [[], [], [], [0]]
+    left = [[], [0, 2], [0, 3, 6], [0, 1, 4, 5, 8, 9, 12, 13]]
+    assert by_scale(drawn_tokens(tokenizer, LEFT, HALF)) == left
+    assert drawn_tokens(tokenizer, region((slice(None), slice(None))), HALF).all()
+
+
+def test_half_a_cover_draws_fewer_tokens(model, tokenizer, images):
+    every, half = (
+        edit(model, tokenizer, images, LEFT, LABELS, SEEDS, cover=cover) for cover in (0.0, HALF)
+    )
+    assert torch.equal(half.drawn_L, drawn_tokens(tokenizer, LEFT, HALF))
+    assert (half.raw != every.raw).flatten(1).any(1).all()
 
 
 def test_a_region_of_all_is_a_drawing(model, tokenizer, images):
@@ -128,3 +143,5 @@ def test_what_cannot_be_edited_is_refused(model, tokenizer, images):
         edit(model, tokenizer, images, LEFT, LABELS[:3], SEEDS)
     with pytest.raises(UserError, match="3 seeds for 4 labels"):
         edit(model, tokenizer, images, LEFT, LABELS, SEEDS[:3])
+    with pytest.raises(UserError, match=r"cover is 1\.0: give a share of a token"):
+        edit(model, tokenizer, images, LEFT, LABELS, SEEDS, cover=1.0)
