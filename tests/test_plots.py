@@ -265,6 +265,8 @@ def test_small_multiples_share_axes_and_one_legend() -> None:
     assert [line.get_color() for line in shown[4].lines[:-1]] == [STYLES["var"][0]]
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["var", "joint"]
+    low = drawn(small_multiples({"low": {"var": [[0.4, np.nan]]}}, [0, 5], "Severity", "Accuracy"))
+    assert low.axes[0].get_ylim() == (0, 50)
 
 
 def test_a_confusion_is_in_per_cent_of_each_class_and_parted_by_group() -> None:

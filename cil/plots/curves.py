@@ -112,7 +112,7 @@ def small_multiples(
 
     panels: title -> method -> for each seed the values (X,) in [0, 1] at `x`, shown in per cent;
     NaN where there is none. Lines are means over seeds, bands reach from the lowest to the highest.
-    A dotted line lies at `chance` per cent.
+    A dotted line lies at `chance` per cent. The axis ends at 100, or at 50 if all lie below.
     """
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
@@ -121,6 +121,9 @@ def small_multiples(
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     styles = method_styles(names)
     handles: dict[str, Artist] = {}
+    seeds_of_all = [seed for curves in panels.values() for seeds in curves.values() for seed in seeds]
+    highest = max((np.nan_to_num(seed).max() for seed in seeds_of_all), default=1.0)
+    top = 50 if highest < 0.48 else 100
     for axes, (title, curves) in zip(grid, panels.items(), strict=False):
         for name, seeds in curves.items():
             _draw_curve(axes, 100 * _stacked(seeds), styles[name], name, x)
@@ -128,7 +131,7 @@ def small_multiples(
         axes.set_title(title, loc="left", fontsize="medium")
         if chance is not None:
             axes.axhline(chance, color="#777777", linestyle=":", linewidth=1.2, zorder=1)
-        axes.set_ylim(0, 100)
+        axes.set_ylim(0, top)
         axes.set_xticks(x)
         open_frame(axes)
     for axes in grid[len(panels) :]:
