@@ -121,7 +121,9 @@ def small_multiples(
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     styles = method_styles(names)
     handles: dict[str, Artist] = {}
-    seeds_of_all = [seed for curves in panels.values() for seeds in curves.values() for seed in seeds]
+    seeds_of_all = [
+        seed for curves in panels.values() for seeds in curves.values() for seed in seeds
+    ]
     highest = max((np.nan_to_num(seed).max() for seed in seeds_of_all), default=1.0)
     top = 50 if highest < 0.48 else 100
     for axes, (title, curves) in zip(grid, panels.items(), strict=False):
