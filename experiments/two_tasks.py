@@ -2,11 +2,13 @@
 
     python -m experiments.two_tasks split_digits
     python -m experiments.two_tasks split_cifar10 --methods=[finetune,cwr,var-adapter]
+    python -m experiments.two_tasks split_tiny_imagenet --stream.stop_after=2
 
-The name of an experiment with ten classes, then any setting of `python -m cil.run`. Accuracy on the
-test images of each task after both, a class being chosen among all ten; mean and standard deviation
-over the seeds. The table goes to experiments/results/NAME.md, NAME being two_tasks_EXPERIMENT
-unless --name gives another; interrupted, the same line goes on.
+The name of an experiment with ten classes, then any setting of `python -m cil.run`; of more classes
+the first ten of their order are left by --stream.stop_after=2. Accuracy on the test images of each
+task after both, a class being chosen among all ten; mean and standard deviation over the seeds. The
+table goes to experiments/results/NAME.md, NAME being two_tasks_EXPERIMENT unless --name gives
+another; interrupted, the same line goes on.
 
 The paper (arXiv 2510.12060) has, in per cent of task 1, task 2 and both: nothing against forgetting
 0.0, 82.4, 41.2; CWR 83.2, 61.6, 72.4; a diffusion classifier 78.4, 73.6, 76.0; A-VARC+ 72.4, 82.4,
