@@ -27,7 +27,7 @@ from cil.config import DiffusionConfig, TokenizerConfig, TrainerConfig
 from cil.generate import denoise
 from cil.methods.diffusion_module import DiffusionModule
 from cil.methods.diffusion_parts import build_latents, build_model, build_noising, check_settings
-from cil.methods.generative import Groundwork
+from cil.methods.groundwork import Groundwork
 from cil.methods.learning_cost import encoding_macs, steps_macs, tokenizer_macs
 from cil.methods.made_once import State, digest
 from cil.methods.method import MethodSize, StepLog
@@ -234,7 +234,9 @@ class DiffusionMethod:
 
         settings = {k: v for k, v in asdict(self.settings).items() if k not in _AFTER_THE_TRUNK}
         key = {"settings": settings, "latents": digest(self.latents)}
-        state, saved = self.groundwork.learn_trunk(self.model, key, make, experience, seed, log)
+        state, saved = self.groundwork.learn_once(
+            "trunk", self.model, key, make, experience, seed, log
+        )
         self.latents.standardise(state["mean"].flatten(), state["std"].flatten())
         return saved
 

@@ -1,4 +1,4 @@
-"""What is learned once and shared: a tokenizer and a trunk serve every method built upon them."""
+"""What is learned once and shared: a tokenizer, trunk or backbone serves all methods upon it."""
 
 import hashlib
 import sys

@@ -23,7 +23,7 @@ from cil.classify.smoothing import image_seeds, noisy_copies, varied_copies
 from cil.classify.straight_through import straight_through_scores
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.generate import sample
-from cil.methods.generative import Groundwork
+from cil.methods.groundwork import Groundwork
 from cil.methods.learning_cost import encoding_macs, steps_macs, tokenizer_macs
 from cil.methods.made_once import State, digest
 from cil.methods.method import MethodSize, StepLog
@@ -319,7 +319,7 @@ class VARMethod:
 
         settings = {k: v for k, v in asdict(self.settings).items() if k not in _AFTER_THE_TRUNK}
         key = {"settings": settings, "tokenizer": digest(self.tokenizer)}
-        state, saved = groundwork.learn_trunk(self.model, key, make, experience, seed, log)
+        state, saved = groundwork.learn_once("trunk", self.model, key, make, experience, seed, log)
         self.scale_weights_K = state["scale_weights"]
         return saved
 

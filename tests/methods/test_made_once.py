@@ -21,7 +21,7 @@ def titles(monkeypatch) -> list[str]:
         learned.append(title)
         return fit(*args, title=title, **options)
 
-    for room in ("generative", "var", "diffusion"):
+    for room in ("groundwork", "var", "diffusion"):
         monkeypatch.setattr(f"cil.methods.{room}.fit", noting)
     return learned
 

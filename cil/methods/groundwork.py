@@ -1,4 +1,4 @@
-"""What generative methods do alike: images encoded once, and what is learned before any group."""
+"""What methods share: images encoded once, and what is learned before any group."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -34,10 +34,10 @@ from cil.streams.tokens import (
 
 
 class Groundwork:
-    """The images of a stream as a generative method learns them, and the cache it shares.
+    """The images of a stream as a method learns them, and the cache it shares.
 
-    Tokenizer and trunk follow from the seed they are given and do not depend on what comes after
-    them, so they are kept for other methods and runs.
+    Tokenizer, trunk and frozen backbone follow from the seed they are given and do not depend on
+    what comes after them, so they are kept for other methods and runs.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class Groundwork:
         name: str,
         stream: Stream,
         *,
-        views: int,
+        views: int = 1,
         rotations: bool,
         trainer: TrainerConfig,
         cache: Path,
@@ -97,8 +97,9 @@ class Groundwork:
         tokenizer.eval().requires_grad_(False)
         return saved
 
-    def learn_trunk(
+    def learn_once(
         self,
+        kind: str,
         model: nn.Module,
         key: Mapping[str, Any],
         make: Make,
@@ -106,10 +107,10 @@ class Groundwork:
         seed: int,
         log: StepLog,
     ) -> tuple[State, float]:
-        """What `make` returns of the trunk, or the cache; it holds the model's state as "model".
+        """What `make` returns of a trunk or backbone, or the cache; "model" in it is its state.
 
-        `key` is what decides it beside the model's present state, the images and the seed. Returns
-        with it the seconds saved.
+        `kind` names the folder of the cache; `key` is what decides it beside the model's present
+        state, the images and the seed. Returns with it the seconds saved.
         """
 
         def noting(log: StepLog) -> tuple[State, float]:
@@ -123,7 +124,7 @@ class Groundwork:
             "seed": seed,
             "computed": self._computed(),
         }
-        state, saved = made_once(self.cache, "trunk", key, noting, log)
+        state, saved = made_once(self.cache, kind, key, noting, log)
         model.load_state_dict(state["model"])
         self.stream.mark_unreadable({*self.stream.unreadable(), *state["unreadable"]})
         return state, saved
