@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -242,21 +242,24 @@ def share(batches: Iterable[list[Any]]) -> Any:
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """Within it other libraries take this process for the only one.
+    """Within it this process is taken for the only one: it shares nothing and waits for no other.
 
     Avalanche asks torch: on the first of several it would learn from its share of the images alone,
-    on the others it cannot even be imported.
+    on the others it cannot even be imported. And what the first learns alone it finds or keeps in
+    the cache alone.
     """
+    global _here
     if _here.world == 1:
         yield
         return
     from torch import distributed
 
+    here, _here = _here, replace(_here, world=1)
     asked, distributed.is_initialized = distributed.is_initialized, lambda: False
     try:
         yield
     finally:
-        distributed.is_initialized = asked
+        _here, distributed.is_initialized = here, asked
 
 
 @contextmanager
