@@ -1,6 +1,7 @@
 """Token-wise mutual information against one forward a class, and maps worked by hand."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -225,8 +226,7 @@ def test_methods_without_tokens_have_no_reasons(method: VARMethod, tiny_stream: 
     from cil.config import DiscriminativeConfig
     from cil.methods.discriminative import Discriminative
 
-    cnn = Discriminative(
-        "finetune", tiny_stream, DiscriminativeConfig(), device=torch.device("cpu")
-    )
+    settings, unused = DiscriminativeConfig(), Path("cache")
+    cnn = Discriminative("finetune", tiny_stream, settings, unused, device=torch.device("cpu"))
     assert isinstance(method, Explainable)
     assert not isinstance(cnn, Explainable)

@@ -160,6 +160,7 @@ def finetune(stream: Stream) -> Discriminative:
         "finetune",
         stream,
         DiscriminativeConfig(epochs=2, batch_size=16, lr=5e-3),
+        Path("cache"),  # which it does not use
         device=torch.device("cpu"),
         show_progress=False,
     )

@@ -1,11 +1,11 @@
-"""What is wrong with the settings of generative methods, said before anything is built."""
+"""What is wrong with the settings of methods, said before anything is built."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from cil.config import TokenizerConfig
+from cil.config import DiscriminativeConfig, TokenizerConfig
 from cil.errors import UserError
 from cil.streams.stream import Stream
 from cil.streams.tokens import MOST_CODES
@@ -19,6 +19,21 @@ _RANGES = {
     "drop_path": (0, 0.99),
     "condition_dropout": (0, 0.99),
     "lr": (1e-12, math.inf),
+}
+# Setting -> the least and the most it may be; those not named may be any number above 0.
+_DISCRIMINATIVE = {
+    "weight_decay": (0.0, math.inf),
+    "momentum": (0.0, 0.999),
+    "ewc_lambda": (0.0, math.inf),
+    "si_lambda": (0.0, math.inf),
+    "mas_lambda": (0.0, math.inf),
+    "mas_alpha": (0.0, 1.0),
+    "lwf_alpha": (0.0, math.inf),
+    "slda_shrinkage": (0.0, 1.0),
+    "fecam_shrinkage": (0.0, math.inf),
+    "derpp_alpha": (0.0, math.inf),
+    "derpp_beta": (0.0, math.inf),
+    "bic_held_out": (0.01, 0.99),
 }
 
 
@@ -57,3 +72,15 @@ def check_heads(section: str, sizes: Mapping[str, int]) -> None:
             f"{section}.heads is {sizes['heads']}, which does not divide {section}.width "
             f"{sizes['width']}."
         )
+
+
+def check_discriminative(settings: DiscriminativeConfig) -> None:
+    """Raises UserError for a number outside what its setting can mean."""
+    for key, value in asdict(settings).items():
+        if isinstance(value, str):
+            continue
+        low, high = _DISCRIMINATIVE.get(key, (None, math.inf))
+        if (value <= 0 if low is None else value < low) or not value <= high or value == math.inf:
+            wanted = "it above 0" if low is None else f"{low:g} or more"
+            wanted = wanted if high == math.inf else f"{low:g} to {high:g}"
+            raise UserError(f"discriminative.{key} is {value}: give {wanted}.")

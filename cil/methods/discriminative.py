@@ -9,6 +9,8 @@ import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,10 +20,14 @@ from cil.config import DiscriminativeConfig, TrainerConfig
 from cil.errors import UserError
 from cil.methods.avalanche_steps import following, without_noise
 from cil.methods.avalanche_strategies import answers, carried_bytes, new_strategy, stored_images
+from cil.methods.checks import check_discriminative
+from cil.methods.groundwork import Groundwork
 from cil.methods.loading import workers
+from cil.methods.made_once import State
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.pickling import dumps, loads
 from cil.methods.recipes import BACKBONE, RECIPES, Recipe
+from cil.methods.seeding import seed_all
 from cil.methods.training import autocast, fitting
 from cil.models.backbones import SMALLEST_FOR_RESNET, Features, backbone_name, build_backbone
 from cil.models.macs import macs
@@ -35,6 +41,7 @@ class Discriminative:
         name: one of `RECIPES`.
         stream: what it will learn.
         settings: of all discriminative methods; it reads those that concern it.
+        cache: the folder of what is made once: frozen backbones.
         device: where it learns and scores.
         trainer: the precision and the number of loading processes.
         show_progress: draw a progress bar while learning.
@@ -52,6 +59,7 @@ class Discriminative:
         name: str,
         stream: Stream,
         settings: DiscriminativeConfig,
+        cache: Path,
         *,
         device: torch.device,
         trainer: TrainerConfig | None = None,
@@ -61,6 +69,7 @@ class Discriminative:
         self.recipe = RECIPES[name]
         self.stream = stream
         self.settings = settings
+        self.cache = cache
         self.device = device
         self.backbone = backbone_name(settings.backbone, stream.image_size)
         self.trainer = trainer or TrainerConfig()
@@ -83,7 +92,7 @@ class Discriminative:
     def learn(self, experience: Experience, log: StepLog) -> float:
         """Train the strategy on the next experience; `joint` starts afresh on all so far.
 
-        Nothing is cached: returns 0.
+        Returns the seconds that the cache has saved, of a backbone that is frozen.
 
         Raises:
             ValueError: `experience` is not the stream's next one.
@@ -92,20 +101,25 @@ class Discriminative:
         index = self.experiences_learned
         if experience.index != index:
             raise ValueError(f"{self.name} was given experience {experience.index}, not {index}")
-        afresh = self.recipe.afresh
+        afresh, saved = self.recipe.afresh, 0.0
         with without_noise(), _tried_convolutions(self.device):
             strategy = self.strategy
             if afresh or strategy is None:
-                backbone, width = self._first_backbone(experience, log)
+                network, width = build_backbone(
+                    self.backbone, self.stream.channels, self.stream.image_size
+                )
+                backbone = Features(network, self._bf16())
+                if self.recipe.frozen:
+                    saved = self._learn_backbone(backbone, width, experience, log)
                 strategy = self._new_strategy(self.recipe, self.settings, backbone, width)
             past = [seen.avalanche for seen in self.seen] if afresh else []
             if self.recipe.frozen:  # what comes on top takes few optimiser steps, or none
                 log = _unlogged
-            self._train(strategy, [*past, experience.avalanche], log)
+            self._train(strategy, [*past, experience.avalanche], self.settings.epochs, log)
         self.model = strategy.model
         self.strategy = None if afresh else strategy
         self.experiences_learned = index + 1
-        return 0.0
+        return saved
 
     @torch.no_grad()
     def scores(self, images: Tensor) -> Tensor:
@@ -201,11 +215,11 @@ class Discriminative:
         """One without content (1, channels, H, W)."""
         return torch.zeros(1, self.stream.channels, *2 * [self.stream.image_size])
 
-    def _train(self, strategy: Any, experiences: Sequence[Any], log: StepLog) -> None:
+    def _train(self, strategy: Any, experiences: Sequence[Any], epochs: int, log: StepLog) -> None:
         """Train on `experiences`, all of Avalanche's: on the last of them, or on all together."""
         count = len(self.stream.experiences)
         title = f"{self.name} experience {self.experiences_learned + 1}/{count}"
-        reading = self._reading(sum(len(experience.dataset) for experience in experiences))
+        reading = self._reading(epochs * sum(len(experience.dataset) for experience in experiences))
         attached = following(strategy, title, log, self.show_progress)
         backbone = _features(strategy.model)[0]
         before = backbone.passes.forwards()
@@ -224,20 +238,44 @@ class Discriminative:
         self.learning_macs += forwards * macs(lambda: backbone.network(image))
 
     def _reading(self, images: int) -> dict[str, Any]:
-        """What Avalanche's loaders are told: processes that stay for all epochs, if any."""
-        count = workers(self.trainer, self.settings.epochs * images, self.stream.image_size)
+        """What Avalanche's loaders are told: processes that stay for all epochs, if any.
+
+        `images` are those of all epochs.
+        """
+        count = workers(self.trainer, images, self.stream.image_size)
         return {"num_workers": count, "persistent_workers": True} if count else {}
 
-    def _first_backbone(self, experience: Experience, log: StepLog) -> tuple[Features, int]:
-        """An untrained backbone, or a frozen one that has learned the first experience."""
-        network, width = build_backbone(self.backbone, self.stream.channels, self.stream.image_size)
-        backbone = Features(network, self._bf16())
-        if not self.recipe.frozen:
-            return backbone, width
-        settings = replace(self.settings, epochs=self.settings.backbone_epochs)
-        learner = self._new_strategy(BACKBONE, settings, backbone, width)
-        self._train(learner, [experience.avalanche], log)
-        return backbone.eval().requires_grad_(False), width
+    def _learn_backbone(
+        self, backbone: Features, width: int, experience: Experience, log: StepLog
+    ) -> float:
+        """Teach `backbone` the first experience, or find it in the cache; it is frozen then.
+
+        Returns the seconds that the cache has saved.
+        """
+        seed, epochs = torch.initial_seed(), self.settings.backbone_epochs
+        settings = replace(self.settings, epochs=epochs)
+
+        def make(log: StepLog) -> tuple[State, float]:
+            # The draws go on from those of its weights, which are in the key.
+            learner = self._new_strategy(BACKBONE, settings, backbone, width)
+            self._train(learner, [experience.avalanche], epochs, log)
+            return {"model": backbone.state_dict(), "macs": self.learning_macs}, 0.0
+
+        values = {**asdict(settings), "backbone": self.backbone}
+        key = {
+            "settings": {name: values[name] for name in BACKBONE.settings(values)},
+            "reading": self._reading(epochs * len(experience.avalanche.dataset)),
+            "device": self.device.type,
+            "avalanche": metadata.version("avalanche-lib"),
+        }
+        groundwork = Groundwork(
+            self.name, self.stream, rotations=True, trainer=self.trainer, cache=self.cache
+        )
+        state, saved = groundwork.learn_once("backbone", backbone, key, make, experience, seed, log)
+        backbone.eval().requires_grad_(False)
+        self.learning_macs = state["macs"]
+        seed_all(seed, 1)  # what follows is the same whether it was learned or found
+        return saved
 
     def _new_strategy(
         self, recipe: Recipe, settings: DiscriminativeConfig, backbone: Features, width: int
@@ -257,7 +295,7 @@ class Discriminative:
         return {name: part for name, part in parts.items() if part is not None}
 
     def _check(self) -> None:
-        _check_ranges(self.settings)
+        check_discriminative(self.settings)
         workers(self.trainer, 0, 1)  # refuses a bad number now, and not in training
         size = self.stream.image_size
         if self.backbone != "cnn" and size < SMALLEST_FOR_RESNET:
@@ -280,35 +318,6 @@ class Discriminative:
         if "val_percentage" not in self.recipe.options:
             return 1.0
         return min(self.settings.bic_held_out, 1 - self.settings.bic_held_out)
-
-
-# Setting -> the least and the most it may be; those not named may be any number above 0.
-_RANGES = {
-    "weight_decay": (0.0, math.inf),
-    "momentum": (0.0, 0.999),
-    "ewc_lambda": (0.0, math.inf),
-    "si_lambda": (0.0, math.inf),
-    "mas_lambda": (0.0, math.inf),
-    "mas_alpha": (0.0, 1.0),
-    "lwf_alpha": (0.0, math.inf),
-    "slda_shrinkage": (0.0, 1.0),
-    "fecam_shrinkage": (0.0, math.inf),
-    "derpp_alpha": (0.0, math.inf),
-    "derpp_beta": (0.0, math.inf),
-    "bic_held_out": (0.01, 0.99),
-}
-
-
-def _check_ranges(settings: DiscriminativeConfig) -> None:
-    """Raises UserError for a number outside what its setting can mean."""
-    for key, value in asdict(settings).items():
-        if isinstance(value, str):
-            continue
-        low, high = _RANGES.get(key, (None, math.inf))
-        if (value <= 0 if low is None else value < low) or not value <= high or value == math.inf:
-            wanted = "it above 0" if low is None else f"{low:g} or more"
-            wanted = wanted if high == math.inf else f"{low:g} to {high:g}"
-            raise UserError(f"discriminative.{key} is {value}: give {wanted}.")
 
 
 def _unlogged(step: int, values: Mapping[str, float]) -> None:

@@ -104,15 +104,16 @@ def build(name: str, config: Config, stream: Any) -> Any:
     from cil.methods.training import find_device
 
     config = tuned(name, config)
-    device = find_device(config.trainer)
+    device, cache = find_device(config.trainer), Path(config.cache)
     if name in DISCRIMINATIVE:
         from cil.methods.discriminative import Discriminative
 
         own, trainer = config.discriminative, config.trainer
         show = trainer.progress
-        return Discriminative(name, stream, own, device=device, trainer=trainer, show_progress=show)
-    method = _generative_method(name)
-    chosen, cache = _generative(name, config), Path(config.cache)
+        return Discriminative(
+            name, stream, own, cache, device=device, trainer=trainer, show_progress=show
+        )
+    method, chosen = _generative_method(name), _generative(name, config)
     return method(name, stream, config.tokenizer, chosen, config.trainer, cache)
 
 

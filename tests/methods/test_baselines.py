@@ -4,6 +4,7 @@ What they share (precision, loading, errors, logging) is in test_discriminative.
 """
 
 import io
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -52,10 +53,18 @@ def stream() -> Stream:
     )
 
 
-def make(name: str, stream: Stream, **changes) -> Discriminative:
-    few = {"epochs": 4, "backbone_epochs": 12, "stored_images": 100, "bic_epochs": 20}
-    settings = DiscriminativeConfig(**{**few, **changes})
-    return Discriminative(name, stream, settings, device=torch.device("cpu"), show_progress=False)
+@pytest.fixture(scope="module")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Discriminative]:
+    """Methods that share no cache, so that each learns all that it knows."""
+
+    def new(name: str, stream: Stream, **changes) -> Discriminative:
+        few = {"epochs": 4, "backbone_epochs": 12, "stored_images": 100, "bic_epochs": 20}
+        settings = DiscriminativeConfig(**{**few, **changes})
+        cache = tmp_path_factory.mktemp("cache")
+        cpu = torch.device("cpu")
+        return Discriminative(name, stream, settings, cache, device=cpu, show_progress=False)
+
+    return new
 
 
 def learn(method: Discriminative, *indices: int) -> None:
@@ -74,7 +83,7 @@ def accuracies(method: Discriminative, groups: int) -> list[float]:
 
 
 @pytest.fixture(scope="module")
-def learned(stream: Stream) -> dict[str, Discriminative]:
+def learned(stream: Stream, make: Callable[..., Discriminative]) -> dict[str, Discriminative]:
     """Each method after two experiences. Ask them only."""
     methods = {name: make(name, stream) for name in RECIPES}
     for method in methods.values():
@@ -98,7 +107,7 @@ def test_it_learns_two_experiences_of_digits(name, learned) -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_resumed_it_ends_with_the_same_bits(name, tiny_stream) -> None:
+def test_resumed_it_ends_with_the_same_bits(name, tiny_stream, make) -> None:
     stream = tiny_stream
     tiny = {"epochs": 1, "backbone_epochs": 1}
     whole, resumed = make(name, stream, **tiny), make(name, stream, **tiny)
@@ -183,7 +192,7 @@ def test_work_is_counted_in_forward_passes(learned) -> None:
 
 
 @pytest.mark.parametrize("name", ["cwr", "ncm", "slda", "fecam"])
-def test_a_frozen_backbone_learns_the_first_experience_alone(name, stream) -> None:
+def test_a_frozen_backbone_learns_the_first_experience_alone(name, stream, make) -> None:
     method = make(name, stream, backbone_epochs=1)
     learn(method, 0)
     features = next(m for m in method.model.modules() if hasattr(m, "passes"))
@@ -216,7 +225,7 @@ def test_si_gives_a_weight_the_importance_that_its_paper_defines() -> None:
     torch.testing.assert_close(plugin.importances["weight"], expected, rtol=0.05, atol=0)
 
 
-def test_si_holds_on_to_the_weights_that_mattered(stream) -> None:
+def test_si_holds_on_to_the_weights_that_mattered(stream, make) -> None:
     free, held = (make("si", stream, si_lambda=strength) for strength in (0.0, 100.0))
     for method in (free, held):
         learn(method, 0)
@@ -273,7 +282,7 @@ def test_slda_is_the_discriminant_analysis_of_its_images(learned) -> None:
     assert 0.5 < method.strategy.Sigma.trace() / whole < 2
 
 
-def test_bic_needs_room_for_both_of_its_memories(stream) -> None:
+def test_bic_needs_room_for_both_of_its_memories(stream, make) -> None:
     with pytest.raises(
         UserError, match=r"stored_images is 90, too few for bic.*give it 100 or more"
     ):
@@ -294,12 +303,12 @@ def test_bic_needs_room_for_both_of_its_memories(stream) -> None:
         ("lr", float("inf"), "above 0"),
     ],
 )
-def test_settings_out_of_range_are_refused(key, value, range_, stream) -> None:
+def test_settings_out_of_range_are_refused(key, value, range_, stream, make) -> None:
     with pytest.raises(UserError, match=f"discriminative.{key} is {value}: give .*{range_}"):
         make("finetune", stream, **{key: value})
 
 
-def test_groups_of_different_size_share_a_memory_evenly() -> None:
+def test_groups_of_different_size_share_a_memory_evenly(make) -> None:
     source = digits(validation=0.15, augment=True, image_size=8)
     stream = build_stream(source, "b6-2", class_order(10, 1993))
     for name in ("agem", "derpp", "icarl", "bic"):
@@ -311,7 +320,7 @@ def test_groups_of_different_size_share_a_memory_evenly() -> None:
 
 
 @pytest.mark.parametrize("name", ["derpp", "er_ace"])
-def test_a_memory_smaller_than_a_batch_is_replayed_whole(name) -> None:
+def test_a_memory_smaller_than_a_batch_is_replayed_whole(name, make) -> None:
     source = digits(validation=0.15, augment=True, image_size=8)
     stream = build_stream(source, "b0-1", class_order(10, 1993))
     method = make(name, stream, batch_size=192, stored_images=200, epochs=1)

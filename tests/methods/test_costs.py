@@ -23,10 +23,10 @@ def counted(method, experience) -> float:
 
 
 @pytest.mark.parametrize("name", ["lwf", "slda"])
-def test_a_networks(name, tiny_stream) -> None:
+def test_a_networks(name, tiny_stream, cache) -> None:
     settings = DiscriminativeConfig(epochs=1, backbone_epochs=1, stored_images=30)
     cpu = torch.device("cpu")
-    method = Discriminative(name, tiny_stream, settings, device=cpu, show_progress=False)
+    method = Discriminative(name, tiny_stream, settings, cache, device=cpu, show_progress=False)
     real = sum(counted(method, experience) for experience in tiny_stream.experiences[:2])
     # The first layer passes no gradient on to the image: three passes are a little too many.
     assert 0.85 < real / method.size().learning_macs <= 1.02

@@ -5,6 +5,7 @@ import multiprocessing
 import random
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -64,7 +65,8 @@ def make(
 ) -> Discriminative:
     settings = DiscriminativeConfig(**{"epochs": 1, "stored_images": 60, **changes})
     options = {"device": device, "trainer": trainer, "show_progress": show_progress}
-    return Discriminative(name, stream, settings, **options)
+    unused = Path("cache")  # of frozen backbones, and these have none
+    return Discriminative(name, stream, settings, unused, **options)
 
 
 def learn(method: Discriminative, *indices: int) -> list[tuple[int, float]]:
