@@ -201,7 +201,8 @@ class DiscriminativeConfig:
     by the classes."""
     backbone_epochs: int = 100
     """cwr, ncm, slda and fecam: passes over the first experience's images, turned by random
-    quarters, that their backbone learns by before it is frozen."""
+    quarters, that their backbone learns by before it is frozen; those that would learn the same
+    one share it."""
     ewc_lambda: float = 100.0
     """ewc: strength of the penalty (its paper reports 400 to 5,000, of other losses)."""
     si_lambda: float = 1.0
@@ -304,7 +305,7 @@ class Config:
     """Folder of the records; a run lands in RUNS/EXPERIMENT/METHOD/seedK."""
     cache: str = "cache"
     """Folder of what is made once and used again: scans of image folders, drawn glyphs, tokenizers,
-    trunks, token maps and latents. Delete it whenever no run is using it."""
+    trunks, token maps, latents and frozen backbones. Delete it whenever no run is using it."""
     tuned: dict[str, dict[str, int | float | str | bool]] = field(default_factory=dict)
     """Settings of single methods, laid over all others: {ewc: {discriminative.ewc_lambda: 10.0}};
     experiments/tune.py writes them."""
