@@ -138,13 +138,13 @@ class _Logits:
         method, stream = self._opened
         if not self.frozen:
             method.load_state(self.run.state(experience))
-        asked: Any = _WithNull(method) if is_generative(self.run) else method
+        asked: Any = WithNull(method) if is_generative(self.run) else method
         tests = [e.test for e in stream.experiences]
         parts = score(asked, tests, self.trainer, f"{method.name} after {experience + 1}")
         return torch.cat([values for values, _ in parts]).float().numpy()
 
 
-class _WithNull:
+class WithNull:
     """A generative method whose scores have the null class as a last column."""
 
     def __init__(self, method: Any) -> None:

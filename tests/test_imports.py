@@ -32,6 +32,7 @@ ALLOWED = {
     "showing": {"config", "methods", "streams", "records", "tracking", "plots", "explain", "drift"},
     "robustness": {"config", "errors", "files", "cache", "registry", "methods", "streams",
                    "records"},
+    "adversarial": {"config", "errors", "methods", "ood", "records"},
     "ood": {"config", "errors", "files", "cache", "registry", "methods", "records"},
     "drift": {"explain", "plots"},
     "explain": {"models", "errors"},
@@ -65,6 +66,7 @@ ALLOWED = {
 # Package -> the files (or folders) that alone may import it.
 CONFINED = {
     "wandb": {"tracking.py", "wandb_runs.py"},
+    "captum": {"adversarial.py"},
     "avalanche": {"streams/", "methods/avalanche_plugins.py", "methods/avalanche_strategies.py"},
     "jsonargparse": {"command_line.py"},
     "pytorch_lightning": {"methods/"},

@@ -62,7 +62,8 @@ def test_it_names_every_experiment() -> None:
 
 def test_every_package_that_is_imported_is_declared() -> None:
     owners = metadata.packages_distributions()
-    declared = distributions(PROJECT["dependencies"] + PROJECT["optional-dependencies"]["hub"])
+    extras = PROJECT["optional-dependencies"]
+    declared = distributions(PROJECT["dependencies"] + extras["hub"] + extras["explain"])
     for package in imported() - {"triton"}:  # comes with torch where there may be a GPU
         names = {name.lower().replace("_", "-") for name in owners[package]}
         assert names & declared, f"cil imports {package}, so pyproject.toml must declare {names}"
