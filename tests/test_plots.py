@@ -269,6 +269,17 @@ def test_small_multiples_share_axes_and_one_legend() -> None:
     assert low.axes[0].get_ylim() == (0, 50)
 
 
+def test_the_legend_of_few_small_multiples_stays_within_the_figure() -> None:
+    names = ("diffusion-adapter", "var-adapter", "joint", "replay", "slda")
+    methods = {name: [[1.0, 0.5]] for name in names}
+    for count in (2, 3, 4):
+        panels = {f"panel {i}": methods for i in range(count)}
+        figure = drawn(small_multiples(panels, [0, 5], "Severity", "Accuracy (%)"))
+        (legend,) = figure.legends
+        box = legend.get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
 def test_a_confusion_is_in_per_cent_of_each_class_and_parted_by_group() -> None:
     counts = np.array([[4, 0, 0], [1, 2, 1], [0, 0, 0]])
     figure = drawn(confusion(counts, ["a", "b", "c"], [1, 2], "var"))

@@ -142,9 +142,8 @@ def small_multiples(
         axes.tick_params(labelbottom=True)
     figure.supxlabel(x_label, fontsize="medium")
     figure.supylabel(y_label, fontsize="medium")
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside upper center", ncols=5, frameon=False
-    )
+    lines, fitting = list(handles.values()), min(5, 1 + columns)  # names beside each other
+    figure.legend(lines, names, loc="outside upper center", ncols=fitting, frameon=False)
     return figure
 
 
