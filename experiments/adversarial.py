@@ -226,12 +226,12 @@ def cells(frame: pd.DataFrame, attack: str, eps: float, value: str) -> dict[str,
 def figure(frame: pd.DataFrame, budget: Budget) -> plots.Figure:
     """Accuracy against eps, a panel an attack; 0 is none."""
     panels: dict[str, dict[str, list[np.ndarray]]] = {}
-    for attack, rows in frame[frame["attack"] != CLEAN].groupby("attack", sort=False):
-        both = pd.concat([frame[frame["attack"] == CLEAN], rows])
+    for attack in (WHITE_BOX, TRANSFER):
+        both = frame[frame["attack"].isin([CLEAN, attack])]
         for (method, _), own in both.groupby(["method", "seed"], sort=False):
             if len(own) > 1:
                 values = own.set_index("eps")["accuracy"].to_numpy()
-                panels.setdefault(str(attack), {}).setdefault(str(method), []).append(values)
+                panels.setdefault(attack, {}).setdefault(str(method), []).append(values)
     return plots.small_multiples(
         panels, [0, *budget.eps], "eps, in 1/255 (0: as it is)", "Accuracy (%)"
     )
