@@ -26,6 +26,7 @@ from torch.utils.data import TensorDataset
 from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.methods.scoring import score
+from cil.methods.training import fitting
 from cil.ood import WithNull, auroc, familiarity, is_generative
 from cil.records import RunView
 
@@ -61,17 +62,22 @@ class Shown:
     images: Tensor
 
 
-def gives_gradients(method: Any, image: Tensor) -> bool:
-    """Whether the scores of an image (channels, H, W) depend on its pixels by a gradient.
+def prepare(method: Any, image: Tensor) -> bool:
+    """Freeze the parameters of a method; whether its scores have gradients of an image's pixels.
 
-    The method's own parameters ask for none from then on.
+    image (channels, H, W) is one to try. Those that answer by statistics of classes have none, nor
+    has diffusion.
     """
     if not hasattr(method, "differentiable_scores"):
         return False
     if hasattr(method.model, "requires_grad_"):
         method.model.requires_grad_(False)
-    scores: Tensor = method.differentiable_scores(image[None].clone().requires_grad_())
-    return scores.requires_grad
+    pixels = image[None].clone().requires_grad_()
+    scores: Tensor = method.differentiable_scores(pixels)
+    if not scores.requires_grad:
+        return False
+    (gradient,) = torch.autograd.grad(scores.sum(), pixels, allow_unused=True)
+    return gradient is not None
 
 
 def log_odds_against(scores_BC: Tensor, labels_B: Tensor) -> Tensor:
@@ -86,10 +92,11 @@ def perturbed(
 ) -> Tensor:
     """The images (N, channels, H, W) in [-1, 1], each pixel moved by up to eps / 255 of its range.
 
-    Of one seed and not rounded to 256 levels. `at_once` images are attacked at a time.
+    Of one seed and not rounded to 256 levels. `at_once` images are attacked at a time; another
+    number of them starts elsewhere.
 
     Raises:
-        UserError: captum is not installed.
+        UserError: captum is not installed, or the GPU's memory is too small.
     """
     try:
         from captum.robust import PGD
@@ -98,7 +105,8 @@ def perturbed(
     attack = PGD(scores, log_odds_against, lower_bound=-1, upper_bound=1)
     size = {"radius": eps * LEVEL, "step_size": 2.5 * eps * LEVEL / steps, "step_num": steps}
     parts = zip(images.split(at_once), labels_N.split(at_once), strict=True)
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    free = "free what other programs use of it"
+    with fitting("the attack", free), torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(0)
         warnings.simplefilter("ignore")  # that it asks for the pixels' gradients itself
         made = [attack.perturb(x, target=y, random_start=True, **size) for x, y in parts]
@@ -115,8 +123,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """A row of each that is shown: method, seed, attack, eps, accuracy, msp, energy.
 
-    The first must be `CLEAN`; msp and energy are how often one of these images looks more familiar
-    by that score (see `cil.ood.familiarity`) than an attacked one, an AUROC: 0.5 is not noticed. A
+    The first must be `CLEAN`; msp and energy are how often a clean image looks more familiar by
+    that score (see `cil.ood.familiarity`) than an attacked one, an AUROC: 0.5 is not noticed. A
     method classifies as it does in its run, with its schedule and its smoothing. `done` is called
     after each.
     """

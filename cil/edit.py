@@ -6,8 +6,7 @@ others are drawn.
 
 A token is drawn if the region covers more than `cover` of what it is pooled from. With 0, for a
 change of class, any touch is enough, so that the 1 x 1 token is always drawn: were it given, it
-would tell the finer ones of the old content, and a class asked for would hardly be drawn. (Of 150
-digits with a changed middle a network took 28 % for the class asked for, 5 % with `HALF`.) `HALF`,
+would tell the finer ones of the old content, and a class asked for would hardly be drawn. `HALF`,
 as in VAR's public code, is for content of the same class: coarse tokens that the region covers by
 half at most are given, and with them the colours around it and a trace of what was there. Of the
 finest scale all that the region touches is drawn.

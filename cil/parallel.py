@@ -242,7 +242,7 @@ def share(batches: Iterable[list[Any]]) -> Any:
 
 @contextmanager
 def unseen() -> Iterator[None]:
-    """Within it this process is taken for the only one: it shares nothing and waits for no other.
+    """Within it this process, the first one, is taken for the only one: it waits for no other.
 
     Avalanche asks torch: on the first of several it would learn from its share of the images alone,
     on the others it cannot even be imported. And what the first learns alone it finds or keeps in

@@ -6,8 +6,9 @@
 Finished runs are asked about test images that projected gradient descent (arXiv 1706.06083) has
 changed by up to eps / 255 of the range of a pixel, in steps of 2.5 eps / steps (see
 cil/adversarial.py). White box: each method is attacked by its own gradients. A VAR's are straight
-through its quantiser, an approximation, and methods that give none, such as diffusion and slda,
-have an empty cell. Transfer: images made against one run, --source, are shown to all the others.
+through its quantiser, an approximation; diffusion, and what answers by statistics of classes (ncm,
+slda, fecam, icarl, scr), give none and have an empty cell. Transfer: images made against one run,
+--source, are shown to all the others.
 
 The first table has accuracies. The second has AUROC, of images as they were against attacked ones
 of the largest eps, by max-softmax and by energy, which of a generative method is log p(x). Both go
@@ -36,9 +37,10 @@ from cil.adversarial import (
     Budget,
     Shown,
     evaluate,
-    gives_gradients,
     perturbed,
+    prepare,
 )
+from cil.environment import commit, device
 from cil.errors import UserError
 from cil.ood import is_generative
 from cil.records import RunView, figure_bytes, write_bytes
@@ -65,8 +67,9 @@ def main() -> None:
     check_per_class(asked.per_class)
     runs = runs_of(asked)
     source = source_of(runs, asked)
+    check_alike(runs, source.run)
     frame = evaluated(runs, source, budget, asked)
-    _report(frame, runs, source.run, budget, asked)
+    _report(frame, runs, source, budget, asked)
 
 
 def _arguments() -> Namespace:
@@ -106,7 +109,21 @@ def source_of(runs: Sequence[RunView], asked: Namespace) -> Finished:
             if attackable(found):
                 return found
     who = f"{asked.source} gives" if asked.source else f"The methods in {asked.runs} give"
-    raise UserError(f"{who} no gradients: discriminative methods do, but for slda, and var.")
+    raise UserError(
+        f"{who} no gradients: var does, and discriminative methods that do not answer by "
+        "statistics of classes."
+    )
+
+
+def check_alike(runs: Sequence[RunView], source: RunView) -> None:
+    """Raises UserError if a run has learned other classes than the source, or has other images."""
+    for run in runs:
+        for fact in ("experiences", "evaluated_on"):
+            if run.stream[fact] != source.stream[fact]:
+                raise UserError(
+                    f"{run.method} seed {run.seed} has not learned and been asked what "
+                    f"{source.method} has: choose runs of one length by --methods."
+                )
 
 
 def _first(runs: Sequence[RunView], method: str) -> RunView:
@@ -114,7 +131,7 @@ def _first(runs: Sequence[RunView], method: str) -> RunView:
 
 
 def attackable(run: Finished) -> bool:
-    return gives_gradients(run.method, run.images([0])[0].to(run.device))
+    return prepare(run.method, run.images([0])[0].to(run.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,13 +183,14 @@ def all_shown(
 
 
 def _report(
-    frame: pd.DataFrame, runs: Sequence[RunView], source: RunView, budget: Budget, asked: Namespace
+    frame: pd.DataFrame, runs: Sequence[RunView], source: Finished, budget: Budget, asked: Namespace
 ) -> None:
     """Write the tables, the CSV file and the figure, and print the tables."""
     path = RESULTS / (asked.name or f"adversarial_{runs[0].experiment}")
     text = provenance(runs, " ".join(["python -m experiments.adversarial", *sys.argv[1:]]))
+    text.append(f"Attacked at commit {commit()}, on {device(source.trainer)}.")
     for caption, columns in (
-        (accuracy_caption(frame, source, budget, asked), accuracies(frame, budget)),
+        (accuracy_caption(frame, source.run, budget, asked), accuracies(frame, budget)),
         (AUROC.format(budget.eps[-1]), aurocs(frame, budget.eps[-1])),
     ):
         names = dict.fromkeys(frame["method"])
@@ -190,8 +208,8 @@ def accuracy_caption(frame: pd.DataFrame, source: RunView, budget: Budget, asked
     without = [name for name in dict.fromkeys(frame["method"]) if name not in attacked]
     said = [
         "Accuracy after the last experience over all classes, in per cent, on the first "
-        f"{asked.per_class} test images of each class. PGD of {budget.steps} steps of "
-        f"{2.5 / budget.steps:g} eps; eps in 1/255 of the range of a pixel.",
+        f"{asked.per_class} test images of each class, or all there are. PGD, number of steps: "
+        f"{budget.steps}, each of {2.5 / budget.steps:g} eps; eps in 1/255 of a pixel's range.",
         f"Transfer: images made against {source.method}, seed {source.seed}, which is not asked "
         "about them.",
         "White box: by each method's own gradients, a VAR's straight through its quantiser.",

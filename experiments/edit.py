@@ -89,7 +89,7 @@ def _asked() -> argparse.Namespace:
     parser.add_argument(
         "--cover",
         type=float,
-        help="draw what is covered by more (default: 0.5; with --to: 0)",
+        help="share of a token beyond which it is drawn (default: 0.5; with --to: 0)",
     )
     parser.add_argument("--guidance", type=float, default=SamplesConfig().guidance)
     parser.add_argument("--raw", action="store_true", help="the model's picture of kept pixels too")
@@ -98,6 +98,8 @@ def _asked() -> argparse.Namespace:
     options = parser.parse_args()
     if options.copies < 1 or options.seed < 0:
         raise UserError("--copies must be 1 or more, and --seed 0 or more.")
+    if options.cover is not None and not 0 <= options.cover < 1:
+        raise UserError(f"--cover is {options.cover}: give a share of a token, from 0 to below 1.")
     if options.out is not None and options.out.suffix != ".png":
         raise UserError(f"--out is {options.out}: give a name that ends in .png.")
     check_samples(SamplesConfig(1, options.guidance))

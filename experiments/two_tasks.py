@@ -4,8 +4,8 @@
     python -m experiments.two_tasks split_cifar10 --methods=[finetune,cwr,var-adapter]
     python -m experiments.two_tasks split_tiny_imagenet --stream.stop_after=2
 
-The name of an experiment with ten classes, then any setting of `python -m cil.run`; of more classes
-the first ten of their order are left by --stream.stop_after=2. Accuracy on the test images of each
+The name of an experiment with ten classes, then any setting of `python -m cil.run`; of an
+experiment with more, --stream.stop_after=2 keeps the first ten. Accuracy on the test images of each
 task after both, a class being chosen among all ten; mean and standard deviation over the seeds. The
 table goes to experiments/results/NAME.md, NAME being two_tasks_EXPERIMENT unless --name gives
 another; interrupted, the same line goes on.

@@ -2,6 +2,7 @@
 
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from tiny import TINY, folders
 from torch import Tensor
 
 from cil import run
-from cil.adversarial import LEVEL, gives_gradients, log_odds_against, perturbed
+from cil.adversarial import LEVEL, log_odds_against, perturbed, prepare
+from cil.errors import UserError
 from experiments import adversarial as command
 from experiments.attributions import Model
 from experiments.finished import Finished, finished
@@ -40,12 +42,12 @@ def images_of(found: Finished) -> tuple[Tensor, Tensor]:
     return found.images(numbers), torch.tensor([found.labels[n] for n in numbers])
 
 
-def attack(found: Finished, eps: float, at_once: int | None = None) -> tuple[Tensor, Tensor]:
+def attack(found: Finished, eps: float) -> tuple[Tensor, Tensor]:
     """Images as they were, and as the run's own gradients change them."""
     images, labels = images_of(found)
-    assert gives_gradients(found.method, images[0])
+    assert prepare(found.method, images[0])
     model = Model(found)
-    made = perturbed(model.differentiable, images, labels, eps, 3, at_once or model.at_once)
+    made = perturbed(model.differentiable, images, labels, eps, 3, model.at_once)
     return images, made
 
 
@@ -109,10 +111,10 @@ def test_gradients_lower_the_probability_of_labels_more_than_noise(
 
 
 @pytest.mark.integration
-def test_who_gives_gradients(trained: Path) -> None:
+def test_who_prepare(trained: Path) -> None:
     for method, expected in {"joint": True, "slda": False, "diffusion-adapter": False}.items():
         found = opened(trained, method)
-        assert gives_gradients(found.method, found.images([0])[0]) is expected
+        assert prepare(found.method, found.images([0])[0]) is expected
 
 
 # --- the command ---
@@ -195,7 +197,7 @@ def test_the_clean_accuracy_is_that_of_the_images_asked_about(
         (["--source=slda"], "slda gives no gradients"),
         (
             ["--methods", "slda", "diffusion-adapter"],
-            "give no gradients: discriminative methods do",
+            "give no gradients: var does",
         ),
     ],
 )
@@ -213,6 +215,16 @@ def test_bad_input_ends_in_one_sentence(
     assert said in errors[-1]
     assert not any("Traceback" in line for line in errors)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.integration
+def test_runs_of_other_lengths_or_images_are_refused(trained: Path) -> None:
+    source, other = opened(trained, "joint").run, opened(trained, "slda").run
+    command.check_alike([source, other], source)
+    for fact, value in {"experiences": [[0, 1]], "evaluated_on": "validation"}.items():
+        changed = replace(other, stream={**other.stream, fact: value})
+        with pytest.raises(UserError, match="slda seed 0 has not learned and been asked"):
+            command.check_alike([source, changed], source)
 
 
 @pytest.mark.integration

@@ -80,6 +80,7 @@ def test_half_a_cover_draws_fewer_tokens(model, tokenizer, images):
         edit(model, tokenizer, images, LEFT, LABELS, SEEDS, cover=cover) for cover in (0.0, HALF)
     )
     assert torch.equal(half.drawn_L, drawn_tokens(tokenizer, LEFT, HALF))
+    assert half.drawn_L.sum() < every.drawn_L.sum()
     assert (half.raw != every.raw).flatten(1).any(1).all()
 
 

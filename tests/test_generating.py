@@ -144,6 +144,11 @@ def test_an_edit_is_a_picture(root: Path, tmp_path: Path, command: Command) -> N
     code, shown, _ = command(edit, run, "--image=7", "--box=0,8,16,16", "--copies=1")
     assert code == 0
     assert (run / "figures" / "edit.png").exists()
+    # Then coarse tokens that are mostly kept are given, unless another share is asked for.
+    assert "1x1 0 %, 2x2 50 %, 3x3 33 %, 4x4 50 %" in " ".join(shown.split())
+    every = ["--box=0,8,16,16", "--copies=1", "--cover=0"]
+    _, shown, _ = command(edit, run, "--image=7", *every)
+    assert "1x1 100 %" in " ".join(shown.split())
 
 
 @pytest.mark.integration
@@ -167,6 +172,8 @@ def test_what_edit_refuses(root: Path, tmp_path: Path, command: Command) -> None
         (run, "--image=0", "--box=left"): "--box is left",
         (short, "--image=0", box, "--to=7"): "The run never learned a class '7': it knows ",
         (run, "--image=0", box, "--to=11"): "did you mean 1?",
+        (run, "--image=0", box, "--cover=1"): "--cover is 1.0: give a share of a token",
+        (run, "--image=0", box, "--cover=nan"): "--cover is nan",
         (run, "--image=0", box, "--copies=0"): "--copies must be 1 or more",
         (run, "--image=0", box, "--out=a.jpg"): "ends in .png",
         (of(root, "diffusion-adapter"), "--image=0", box): "only a VAR has tokens to keep",

@@ -270,9 +270,10 @@ def test_small_multiples_share_axes_and_one_legend() -> None:
 
 
 def test_the_legend_of_few_small_multiples_stays_within_the_figure() -> None:
-    names = ("diffusion-adapter", "var-adapter", "joint", "replay", "slda")
+    names = ["diffusion-adapter", "diffusion-scratch", "var-adapter", "var-embedding"]
+    names += ["joint", "replay", "slda", "cumulative"]
     methods = {name: [[1.0, 0.5]] for name in names}
-    for count in (2, 3, 4):
+    for count in (1, 2, 3, 4):
         panels = {f"panel {i}": methods for i in range(count)}
         figure = drawn(small_multiples(panels, [0, 5], "Severity", "Accuracy (%)"))
         (legend,) = figure.legends

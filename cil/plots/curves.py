@@ -112,11 +112,12 @@ def small_multiples(
 
     panels: title -> method -> for each seed the values (X,) in [0, 1] at `x`, shown in per cent;
     NaN where there is none. Lines are means over seeds, bands reach from the lowest to the highest.
-    A dotted line lies at `chance` per cent. The axis ends at 100, or at 50 if all lie below.
+    A dotted line lies at `chance` per cent. The axis ends at 100, or at 50 if all is well below.
     """
     columns = min(len(panels), 4)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(1.2 + 2.2 * columns, 0.9 + 2.1 * rows), layout="constrained")
+    width = 1.2 + 2.2 * columns
+    figure = Figure(figsize=(width, 0.9 + 2.1 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     names = list(dict.fromkeys(name for curves in panels.values() for name in curves))
     styles = method_styles(names)
@@ -125,7 +126,7 @@ def small_multiples(
         seed for curves in panels.values() for seeds in curves.values() for seed in seeds
     ]
     highest = max((np.nan_to_num(seed).max() for seed in seeds_of_all), default=1.0)
-    top = 50 if highest < 0.48 else 100
+    top = 50 if max(100 * highest, chance or 0) < 48 else 100
     for axes, (title, curves) in zip(grid, panels.items(), strict=False):
         for name, seeds in curves.items():
             _draw_curve(axes, 100 * _stacked(seeds), styles[name], name, x)
@@ -142,7 +143,7 @@ def small_multiples(
         axes.tick_params(labelbottom=True)
     figure.supxlabel(x_label, fontsize="medium")
     figure.supylabel(y_label, fontsize="medium")
-    lines, fitting = list(handles.values()), min(5, 1 + columns)  # names beside each other
+    lines, fitting = list(handles.values()), max(1, int(width / 1.95))  # names of two inches
     figure.legend(lines, names, loc="outside upper center", ncols=fitting, frameon=False)
     return figure
 
