@@ -33,7 +33,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 from tqdm import tqdm
 
-from cil.classify.likelihood import by_scale
+from cil.classify.reading import by_scale
 from cil.classify.schedule import (
     Cost,
     Schedule,

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cil.classify.likelihood import suitable_tokens, survivors
+from cil.classify.likelihood import survivors
+from cil.classify.reading import suitable_tokens
 from cil.classify.schedule import Timesteps
 from cil.models.class_groups import Incremental
 from cil.models.noising import Noising

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cil.classify.likelihood import MAX_LOGITS, Images, Reader
+from cil.classify.reading import MAX_LOGITS, Images, Reader
 from cil.models.class_groups import NULL_CLASS, Incremental
 from cil.models.var import VAR
 

@@ -11,13 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cil import parallel
-from cil.classify.likelihood import (
-    by_scale,
-    fit_scale_weights,
-    staged_scores,
-    token_log_likelihoods,
-)
+from cil.classify.likelihood import fit_scale_weights, staged_scores, token_log_likelihoods
 from cil.classify.pairs import pair_log_likelihoods
+from cil.classify.reading import by_scale
 from cil.classify.schedule import Cost, Schedule, Stage, adaptive, cost, fit_margins, schedule
 from cil.classify.smoothing import image_seeds, noisy_copies, varied_copies
 from cil.classify.straight_through import straight_through_scores

@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from cil.classify.likelihood import (
-    by_scale,
     fit_scale_weights,
     group_log_likelihoods,
     staged_scores,
     token_log_likelihoods,
 )
+from cil.classify.reading import by_scale
 from cil.classify.schedule import Stage
 from cil.classify.smoothing import noisy_copies
 from cil.methods.var_parts import build_model, build_tokenizer
@@ -179,7 +179,7 @@ def copies(tokenizer, tiny_images) -> tuple[Tensor, Tensor]:
 def test_stages_score_as_if_everything_had_been_scored(
     model, copies, stages, max_tokens, mean, monkeypatch
 ):
-    monkeypatch.setattr("cil.classify.likelihood.MAX_LOGITS", 1000)  # two rows of 30 x 16
+    monkeypatch.setattr("cil.classify.reading.MAX_LOGITS", 1000)  # two rows of 30 x 16
     tokens, inputs = copies
     weights = torch.tensor([0.4, 1.3, 0.9, 1.4])
     whole = [

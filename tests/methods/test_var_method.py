@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from cil.classify.likelihood import by_scale
+from cil.classify.reading import by_scale
 from cil.classify.schedule import schedule
 from cil.classify.smoothing import image_seeds
 from cil.config import StreamConfig, TokenizerConfig, TrainerConfig, VARConfig
