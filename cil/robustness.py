@@ -178,7 +178,11 @@ MEAN = "mean of corruptions"
 
 
 def check_one_experiment(runs: Sequence[RunView], folder: Path) -> None:
-    """Raises UserError unless the runs are some of one experiment, of the same stream."""
+    """Raises UserError unless the runs are some of one experiment, of the same stream.
+
+    Also of as many experiences, and evaluated on the same images: else their numbers, and images
+    that are made for all, would not be of the same classes.
+    """
     if not runs:
         raise UserError(
             f"{folder} holds no finished run: start some with `python -m cil.run EXPERIMENT`."
@@ -191,3 +195,10 @@ def check_one_experiment(runs: Sequence[RunView], folder: Path) -> None:
         )
     if len({run.stream["fingerprint"] for run in runs}) > 1:
         raise UserError(f"The runs in {folder} are not of the same stream: choose by --methods.")
+    first = runs[0].stream
+    for run in runs:
+        if any(run.stream[fact] != first[fact] for fact in ("experiences", "evaluated_on")):
+            raise UserError(
+                f"{run.method} seed {run.seed} has not learned the classes, or been evaluated on "
+                f"the images, that {runs[0].method} has: choose by --methods."
+            )

@@ -67,7 +67,6 @@ def main() -> None:
     check_per_class(asked.per_class)
     runs = runs_of(asked)
     source = source_of(runs, asked)
-    check_alike(runs, source.run)
     frame = evaluated(runs, source, budget, asked)
     _report(frame, runs, source, budget, asked)
 
@@ -113,17 +112,6 @@ def source_of(runs: Sequence[RunView], asked: Namespace) -> Finished:
         f"{who} no gradients: var does, and discriminative methods that do not answer by "
         "statistics of classes."
     )
-
-
-def check_alike(runs: Sequence[RunView], source: RunView) -> None:
-    """Raises UserError if a run has learned other classes than the source, or has other images."""
-    for run in runs:
-        for fact in ("experiences", "evaluated_on"):
-            if run.stream[fact] != source.stream[fact]:
-                raise UserError(
-                    f"{run.method} seed {run.seed} has not learned and been asked what "
-                    f"{source.method} has: choose runs of one length by --methods."
-                )
 
 
 def _first(runs: Sequence[RunView], method: str) -> RunView:

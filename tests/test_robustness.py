@@ -1,5 +1,6 @@
 """Accuracy under shift: from finished runs alone, the same images for all, and nothing twice."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -272,3 +273,13 @@ def test_runs_of_several_experiments_are_refused(trained: Path, of_wordnet: Path
     both = [*read_runs(trained), *read_runs(of_wordnet / "runs")]
     with pytest.raises(UserError, match="several experiments"):
         robustness.check_one_experiment(both, trained)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("fact", ["experiences", "evaluated_on"])
+def test_runs_of_other_lengths_or_images_are_refused(trained: Path, fact: str) -> None:
+    one, *others = read_runs(trained)
+    robustness.check_one_experiment([one, *others], trained)
+    other = replace(one, method="other", stream={**one.stream, fact: one.stream[fact][:1]})
+    with pytest.raises(UserError, match=f"other seed 0 has not learned .* that {one.method} has"):
+        robustness.check_one_experiment([one, *others, other], trained)
