@@ -328,11 +328,17 @@ def write_figure(path: Path, figure: "Figure", vector: bool = True) -> Path:
 def figure_bytes(figure: "Figure", kind: str) -> bytes:
     """A figure as "svg" or "png", the same bytes for the same figure."""
     from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {}
+    figure.set_dpi(150)
     with rc_context({"svg.hashsalt": "cil"}):  # else the names within an SVG are drawn at random
-        figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+        # savefig would draw it twice, the first time for its layout alone.
+        if kind == "svg":
+            FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        else:
+            FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()
 
 
