@@ -24,7 +24,8 @@ METHODS = "--methods=[diffusion-adapter,joint,slda,var-adapter]"
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of tiny runs of digits, two class groups of two; the networks learn a little."""
     folder = tmp_path_factory.mktemp("adversarial") / "runs"
-    options = [METHODS, "--tuned={}", "--stream.stop_after=2", "--discriminative.epochs=5"]
+    epochs = ["--discriminative.epochs=5", "--discriminative.backbone_epochs=5"]
+    options = [METHODS, "--tuned={}", "--stream.stop_after=2", *epochs]
     assert run.main(["split_digits", *TINY, *folders(folder), *options]) == 0
     return folder / "split_digits"
 
