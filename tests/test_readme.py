@@ -116,7 +116,7 @@ def test_every_option_of_the_readme_s_other_commands_exists(
 def test_the_first_command_in_small(tmp_path: Path) -> None:
     python, *words = shlex.split(RUN.partition(" && ")[2])
     assert python == "python"
-    line = [sys.executable, *words, *TINY, *folders(tmp_path)]
+    line = [sys.executable, *words, *TINY, *folders(tmp_path), "--stream.stop_after=2"]
     result = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
     assert result.returncode == 0, result.stderr
     methods = ("var", "finetune", "replay", "joint")

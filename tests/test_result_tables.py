@@ -9,6 +9,8 @@ import pytest
 from tiny import TINY, folders
 
 from cil.records import read_runs
+from cil.run import exit_code
+from experiments import two_tasks
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,6 +31,7 @@ def rows(path: Path) -> dict[str, list[str]]:
 def test_a_table_of_forgetting(tmp_path: Path) -> None:
     options = ["--methods=[finetune,joint]", "--seeds=[0,1]", f"--name={tmp_path / 'table'}"]
     words = ["experiments.forgetting", "split_digits", *TINY, *folders(tmp_path / "runs")]
+    words.append("--stream.stop_after=2")
     result = command(*words, *options)
     assert result.returncode == 0, result.stderr
     written = rows(tmp_path / "table.md")
@@ -43,12 +46,17 @@ def test_a_table_of_forgetting(tmp_path: Path) -> None:
     assert "<svg" in (tmp_path / "table.svg").read_text()
 
 
+def ask(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
+    """The command of two tasks, in this process."""
+    monkeypatch.setattr("sys.argv", ["two_tasks", *words])
+    return exit_code(two_tasks.main)
+
+
 @pytest.mark.integration
-def test_two_tasks(tmp_path: Path) -> None:
+def test_two_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--methods=[finetune,joint]", "--seeds=[0]", f"--name={tmp_path / 'two'}"]
-    words = ["experiments.two_tasks", "split_digits", *TINY, *folders(tmp_path / "runs")]
-    result = command(*words, *options)
-    assert result.returncode == 0, result.stderr
+    words = ["split_digits", *TINY, *folders(tmp_path / "runs"), *options]
+    assert ask(monkeypatch, *words) == 0
     written = rows(tmp_path / "two.md")
     assert written["method"] == ["task 1", "task 2", "average"]
     (run,) = [run for run in read_runs(tmp_path / "runs") if run.method == "finetune"]
@@ -57,12 +65,14 @@ def test_two_tasks(tmp_path: Path) -> None:
     assert written["finetune"] == [f"{100 * value:.1f}" for value in expected]
 
 
-def test_two_tasks_are_two(tmp_path: Path) -> None:
-    options = [*folders(tmp_path), "--stream.protocol=b0-2"]
-    result = command("experiments.two_tasks", "split_digits", *options)
-    assert result.returncode == 2
-    assert "makes 5 class groups of split_digits: choose one that makes two" in result.stderr
-    assert result.stderr.count("\n") == 1
+def test_two_tasks_are_two(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["split_digits", *folders(tmp_path), "--stream.protocol=b0-2"]
+    assert ask(monkeypatch, *words) == 2
+    said = capsys.readouterr().err
+    assert "makes 5 class groups of split_digits: choose one that makes two" in said
+    assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["forgetting", "two_tasks", "sample_quality"])
