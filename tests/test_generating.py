@@ -26,11 +26,11 @@ def root(tmp_path_factory) -> Path:
     runs = tmp_path_factory.mktemp("generating") / "runs"
     line = [*TINY, *folders(runs), "--samples.per_class=2"]
     methods = "--methods=[var-adapter,diffusion-adapter,joint]"
-    assert run(["split_digits", *line, methods]) == 0
+    assert run(["split_digits", *line, methods, "--stream.stop_after=2"]) == 0
     short = ["--stream.stop_after=1", "--methods=[var-adapter]", f"--runs={runs / 'short'}"]
     assert run(["split_digits", *line, *short]) == 0
-    fives = ["--stream.protocol=b0-5", "--methods=[joint]", f"--runs={runs / 'fives'}"]
-    assert run(["split_digits", *line, *fives]) == 0
+    fours = ["--stream.protocol=b4-2", "--methods=[joint]", f"--runs={runs / 'fours'}"]
+    assert run(["split_digits", *line, *fours, "--stream.stop_after=1"]) == 0
     return runs
 
 
@@ -54,10 +54,10 @@ def of(root: Path, method: str, *above: str) -> Path:
 def test_a_run_keeps_what_it_has_drawn(root: Path) -> None:
     for method in ("var-adapter", "diffusion-adapter"):
         view = read_run(of(root, method))
-        sheets = [view.samples(t) for t in range(5)]
-        assert [sheet.shape for sheet in sheets] == [(2 * t, 2, 16, 16, 1) for t in range(1, 6)]
+        sheets = [view.samples(t) for t in range(2)]
+        assert [sheet.shape for sheet in sheets] == [(2 * t, 2, 16, 16, 1) for t in (1, 2)]
         assert all(np.array_equal(sheet, sheets[-1][: len(sheet)]) for sheet in sheets)
-    assert read_run(of(root, "joint")).samples(4) is None
+    assert read_run(of(root, "joint")).samples(1) is None
 
 
 @pytest.mark.integration
@@ -70,8 +70,8 @@ def test_a_table_of_sample_quality(root: Path, tmp_path: Path, command: Command)
     drawn = [f"{name} seed 0: {what}" for name in ("var-adapter", "diffusion-adapter")
              for what in ("decoder", "guidance 0", "guidance 2")]  # fmt: skip
     assert table["images"].unique().tolist() == ["real: training", "real: held out", *drawn]
-    assert table["classes"].tolist()[:6] == ["all", "4, 2", "7, 6", "0, 3", "5, 8", "9, 1"]
-    assert set(table["number"]) == {60, 12}
+    assert table["classes"].tolist()[:3] == ["all", "4, 2", "7, 6"]
+    assert set(table["number"]) == {24, 12}
     every = table[table["classes"] == "all"].set_index("images")
     assert every["fid"].idxmin() in ("real: training", "real: held out")
     assert every["recognised"][:2].min() > every["recognised"][drawn].max()
@@ -91,12 +91,12 @@ def test_a_table_of_sample_quality(root: Path, tmp_path: Path, command: Command)
 def test_a_judge_may_have_learned_other_groups(
     root: Path, tmp_path: Path, command: Command
 ) -> None:
-    judge = f"--judge={of(root, 'joint', 'fives')}"
+    judge = f"--judge={of(root, 'joint', 'fours')}"
     words = [of(root, "var-adapter"), judge, "--images=2", f"--name={tmp_path / 'q'}"]
     code, _, errors = command(sample_quality, *words)
     assert code == 0, errors
     table = pd.read_csv(tmp_path / "q.csv")
-    assert table["classes"].tolist()[:6] == ["all", "4, 2", "7, 6", "0, 3", "5, 8", "9, 1"]
+    assert table["classes"].tolist()[:3] == ["all", "4, 2", "7, 6"]
 
 
 @pytest.mark.integration
@@ -121,7 +121,7 @@ def test_what_sample_quality_refuses(root: Path, tmp_path: Path, command: Comman
 @pytest.mark.integration
 def test_an_edit_is_a_picture(root: Path, tmp_path: Path, command: Command) -> None:
     run = of(root, "var-adapter")
-    options = ["--box=0,8,16,16", "--to=8", "--to=3", "--copies=2", f"--out={tmp_path / 'a.png'}"]
+    options = ["--box=0,8,16,16", "--to=6", "--to=2", "--copies=2", f"--out={tmp_path / 'a.png'}"]
     code, shown, errors = command(edit, run, "--image=7", *options)
     assert code == 0, errors
     assert "1x1 100 %, 2x2 50 %, 3x3 67 %, 4x4 50 %" in " ".join(shown.split())
@@ -163,7 +163,7 @@ def test_what_edit_refuses(root: Path, tmp_path: Path, command: Command) -> None
         (run, f"--image={wide}", box): "has 20 x 16 pixels: the run reads 16 x 16",
         (run, f"--image={text}", box): "is no picture that can be read",
         (run, f"--image={tmp_path / 'none.png'}", box): "cannot be read (No such file",
-        (run, "--image=450", box): "There is no test image 450: they are 0 to 449",
+        (run, "--image=450", box): "There is no test image 450: they are 0 to 178",
         (run, "--image=0", f"--mask={wide}"): "has 20 x 16 pixels: the run reads 16 x 16",
         (run, "--image=0", f"--mask={black}"): "the mask is empty",
         (run, "--image=0", "--box=0,0,16,16", "--outside"): "the mask is empty",
@@ -171,7 +171,7 @@ def test_what_edit_refuses(root: Path, tmp_path: Path, command: Command) -> None
         (run, "--image=0", "--box=8,0,8,8"): "x0 below x1",
         (run, "--image=0", "--box=left"): "--box is left",
         (short, "--image=0", box, "--to=7"): "The run never learned a class '7': it knows ",
-        (run, "--image=0", box, "--to=11"): "did you mean 1?",
+        (run, "--image=0", box, "--to=77"): "did you mean 7?",
         (run, "--image=0", box, "--cover=1"): "--cover is 1.0: give a share of a token",
         (run, "--image=0", box, "--cover=nan"): "--cover is nan",
         (run, "--image=0", box, "--copies=0"): "--copies must be 1 or more",
