@@ -134,9 +134,11 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
 ) -> None:
     from experiments import efficiency
 
-    runs = ran / "split_digits"
+    # Two groups: one forward an image and class would take half a minute with ten classes.
+    assert run.main(line(tmp_path / "runs", "--methods=[var]", "--stream.stop_after=2")) == 0
+    place = tmp_path / "runs" / "split_digits" / "var" / "seed0"
     options = ["--rounds=1", "--accelerator=cpu", f"--results={tmp_path}"]
-    monkeypatch.setattr(sys, "argv", ["efficiency", str(runs / "var" / "seed0"), *options])
+    monkeypatch.setattr(sys, "argv", ["efficiency", str(place), *options])
     assert run.exit_code(efficiency.main) == 0
     (path,) = tmp_path.glob("efficiency-digits-*.csv")
     with path.open() as file:
@@ -154,7 +156,8 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
     assert all(float(row["images_a_second"]) > 0 for row in rows)
     assert rows[-1]["images"] == "24"
 
-    monkeypatch.setattr(sys, "argv", ["efficiency", str(runs / "replay" / "seed0"), *options])
+    replay = ran / "split_digits" / "replay" / "seed0"
+    monkeypatch.setattr(sys, "argv", ["efficiency", str(replay), *options])
     assert run.exit_code(efficiency.main) == 2
     assert "is no run of a var method" in capsys.readouterr().err
 
