@@ -58,9 +58,12 @@ def run(
     over.
 
     Raises:
-        UserError: settings that do not exist, another sweep under the same name, a disk that is
-            full, or trials that fail one after the other.
+        UserError: settings that do not exist, a name that is no folder's, another sweep under the
+            same name, a record that is damaged, a disk that is full, or trials that fail one after
+            the other.
     """
+    if Path(name).name != name or name == "..":
+        raise UserError(f"--name is {name}: give the name of one folder, without a path.")
     count = _trials(definition, count)
     config = _check(definition, arguments)
     folder = folder_of(config, name)
@@ -137,6 +140,9 @@ def _begin(folder: Path, definition: Definition, config: Config, fresh: bool) ->
     tried = {key: definition.content.get(key) for key in ("method", "metric", "parameters")}
     meant = plain({"sweep": tried, "experiment": definition.experiment, "settings": own})
     path = folder / STATE
+    trials = [left for left in folder.glob("trial[0-9]*") if left.is_dir()]
+    if trials and not path.exists() and not fresh:
+        raise damaged(path, "is missing")
     if path.exists() and not fresh:
         state = read_json(path)
         if not isinstance(state.get("trials"), list) or "meant" not in state:
@@ -149,10 +155,11 @@ def _begin(folder: Path, definition: Definition, config: Config, fresh: bool) ->
                 "over with --fresh, or give the sweep another --name."
             )
         return state
+    for left in trials:
+        with explained(left):
+            shutil.rmtree(left)
     state = {"meant": meant, "trials": []}
     write_json(path, state)
-    for left in folder.glob("trial*"):
-        _remove(left)
     return state
 
 
@@ -169,16 +176,9 @@ def _settings(
         proposed = propose(definition, [(o.settings, o.value) for o in outcomes])
         if proposed is None:
             return
-        _remove(folder / f"trial{len(outcomes)}")  # where a removal was cut short
         state["trials"].append(proposed)
         write_json(folder / STATE, state)
         yield proposed
-
-
-def _remove(folder: Path) -> None:
-    with explained(folder):
-        if folder.exists():
-            shutil.rmtree(folder)
 
 
 def _run(

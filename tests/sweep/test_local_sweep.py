@@ -148,10 +148,23 @@ def test_another_sweep_of_the_same_name_is_refused_and_fresh_starts_over(
         capsys.readouterr().err
     )
     assert times(folder) == before
+    (folder / "trials.csv").touch()  # as a finished sweep has it
     assert main(line(stopped, "--fresh", "--count=1")) == 0
     assert [settings["discriminative.lr"] for settings in begun(folder)] == [0.01]
     (view,) = read_runs(folder)
     assert view.config["discriminative"]["lr"] == 0.01
+
+
+@pytest.mark.integration
+def test_trials_whose_sweep_has_lost_its_state_are_kept(
+    stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped.parent / "runs" / "sweeps" / "rates"
+    before = times(folder)
+    (folder / "sweep.json").unlink()
+    assert main(line(stopped)) == 2
+    assert f"{folder / 'sweep.json'} is missing" in capsys.readouterr().err
+    assert times(folder) == before
 
 
 @pytest.mark.integration
@@ -187,6 +200,8 @@ def test_a_trial_that_fails_is_named_and_tried_again(
         ({}, ["--discriminative.rl=1"], "no setting --discriminative.rl: did you mean"),
         ({}, ["--experiment=split_digit"], "no experiment 'split_digit': did you mean"),
         ({}, ["--count=0"], "give --count=N, 1 or more"),
+        ({}, ["--name=../rates"], "give the name of one folder"),
+        ({}, ["--name=.."], "give the name of one folder"),
         ({"method": "random"}, [], "give --count=N, 1 or more"),
         ({"parameters": {"var.lrr": {"values": [1]}}}, [], "no setting --var.lrr: did you mean"),
         (
