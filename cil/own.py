@@ -18,6 +18,7 @@ from typing import Any
 from cil.command_line import parse
 from cil.config import Config
 from cil.errors import UserError
+from cil.methods.loading import check_workers
 from cil.methods.method import Method
 from cil.methods.registry import (
     NAMES,
@@ -58,6 +59,7 @@ def run(
     seeds = config.seeds if isinstance(config.seeds, list) else [config.seeds]
     check_seeds(seeds)
     check_tuned(config)
+    check_workers(config.trainer)
     names = [method for method in methods if isinstance(method, str)]
     if names or not methods:
         check_names(names)

@@ -18,6 +18,7 @@ from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
 from cil.errors import UserError, is_interrupt
 from cil.launch import launch, shared, together
+from cil.methods.loading import check_workers
 from cil.methods.registry import (
     build,
     check_batches,
@@ -136,6 +137,7 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     check_tuned(config)
     check_samples(config.samples)
     check_batches(names, config, parallel.processes(config.trainer))
+    check_workers(config.trainer)
     place = parallel.place_given(config.trainer)
     if place is not None:
         parallel.join(place, config.trainer)

@@ -163,6 +163,8 @@ def test_a_yaml_may_leave_keys_out(tmp_path: Path) -> None:
         (["--var.plasticity=adaptor"], ["var.plasticity", "adaptor", "embedding, adapter, trunk"]),
         (["--wandb.mode=on"], ["wandb.mode", "auto, online, offline, disabled"]),
         (["--trainer.accelerator=tpu"], ["trainer.accelerator", "auto, cpu, gpu"]),
+        (["--trainer.workers=-1", "--fresh"], ["trainer.workers is -1", "give 0 to "]),
+        (["--trainer.workers=100000"], ["trainer.workers is 100000", "give 0 to "]),
         (["--methods=[vra]"], ["no method 'vra'", "did you mean var"]),
         (["--methods=fintune"], ["no method 'fintune'", "did you mean finetune"]),
         (["--methods=qqqqq"], ["no method 'qqqqq'", "choose from var,"]),

@@ -6,6 +6,16 @@ from cil.errors import UserError
 
 # Starting processes takes longer than reading fewer: some seconds of decoding on one core.
 FEWEST_PIXELS = 10_000 * 64 * 64
+MOST = 64  # processes that any machine can start; one of many cores four times as many as these
+
+
+def check_workers(settings: TrainerConfig) -> None:
+    """Raises UserError for a `trainer.workers` that no machine like this one can start."""
+    most = max(MOST, 4 * parallel.cores())
+    if settings.workers is not None and not 0 <= settings.workers <= most:
+        raise UserError(
+            f"trainer.workers is {settings.workers}: give 0 to {most} processes, or null."
+        )
 
 
 def workers(settings: TrainerConfig, images: int, side: int) -> int:
@@ -15,12 +25,11 @@ def workers(settings: TrainerConfig, images: int, side: int) -> int:
     (0: it reads them itself) for fewer than `FEWEST_PIXELS`. `side` is that of an image in pixels.
 
     Raises:
-        UserError: `trainer.workers` is below zero.
+        UserError: what `check_workers` refuses.
     """
+    check_workers(settings)
     if settings.workers is None:
         return _share(settings) if images * side * side >= FEWEST_PIXELS else 0
-    if settings.workers < 0:
-        raise UserError(f"trainer.workers is {settings.workers}: give 0 or more, or null.")
     return settings.workers
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cil.config import TrainerConfig
 from cil.errors import UserError
-from cil.methods.loading import workers
+from cil.methods.loading import check_workers, workers
 
 
 @pytest.mark.parametrize(("images", "expected"), [(0, 0), (9_999, 0), (10_000, 5), (10**6, 5)])
@@ -30,6 +30,12 @@ def test_a_number_that_was_given_holds(wanted, images):
     assert workers(TrainerConfig(workers=wanted), images, side=64) == wanted
 
 
-def test_fewer_than_none_are_refused():
-    with pytest.raises(UserError, match=r"trainer\.workers is -2: give 0 or more, or null"):
+@pytest.mark.parametrize(("cores", "most"), [(2, 64), (32, 128)])
+def test_fewer_than_none_and_more_than_a_machine_starts_are_refused(cores, most, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    check_workers(TrainerConfig(workers=most))
+    for wanted in (-2, most + 1):
+        with pytest.raises(UserError, match=rf"trainer\.workers is {wanted}: give 0 to {most} "):
+            check_workers(TrainerConfig(workers=wanted))
+    with pytest.raises(UserError, match=r"trainer\.workers is -2"):
         workers(TrainerConfig(workers=-2), 1, side=64)
