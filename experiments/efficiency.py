@@ -51,11 +51,12 @@ from cil.methods.registry import restore
 from cil.methods.scoring import BATCH_SIZE
 from cil.methods.training import autocast, find_device
 from cil.methods.var import VARMethod
-from cil.records import read_run, write_bytes
+from cil.records import write_bytes
 from cil.run import exit_code
 from cil.streams.stream import Stream
 from cil.streams.tokens import in_memory
 from cil.table import show as show_table
+from experiments.finished import named_run
 
 CACHE = Path("cache")  # of what a method makes once; nothing is learned here
 RESULTS = Path(__file__).parent / "results"
@@ -138,7 +139,7 @@ def of_a_run(
     folder: Path, rounds: int, trainer: TrainerConfig, cache: Path
 ) -> tuple[pd.DataFrame, str]:
     """The schedules and the training of a finished run, and its stream's name."""
-    method, stream = restore(read_run(folder), trainer, cache)
+    method, stream = restore(named_run(folder), trainer, cache)
     if not isinstance(method, VARMethod):
         raise UserError(f"{folder} is no run of a var method.")
     (images, labels), held_out = images_of(stream, "test"), images_of(stream, "validation")

@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from cil import files
 from cil.errors import UserError
 from cil.records import RunRecord, RunView, read_run, read_runs
+from cil.records.layout import NUMBERS
 
 CONFIG: dict[str, Any] = {
     "var": {"depth": 4, "lr": 1e-3, "scales": (1, 2, 3, 4), "plasticity": "adapter"},
@@ -31,6 +32,8 @@ CONFIG: dict[str, Any] = {
 STREAM = {"name": "digits", "fingerprint": "0123456789abcdef", "class_names": ["0", "1"]}
 ENVIRONMENT = {"commit": "abc", "device": "cpu", "created": "2026-01-01", "command": "x"}
 SIZES = [90, 91, 89]
+SUMMARY = {"last_accuracy": np.float32(0.5), **dict.fromkeys(NUMBERS[1:], 1)}
+SUMMARY |= {"pretrained_on": "nothing"}
 
 
 def opened(folder: Path, **changes: Any) -> RunRecord:
@@ -59,7 +62,7 @@ def run_to_end(folder: Path) -> None:
             record.log(t, record.steps, {"cl/accuracy": accuracies(t)[0]})
             record.save_evaluated(t, accuracies(t), SIZES[: t + 1])
         record.save_predictions(pd.DataFrame({"label": [0, 1], "predicted": [0, 0]}))
-        record.finish({"last_accuracy": np.float32(0.5)})
+        record.finish(SUMMARY)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -120,7 +123,7 @@ def test_what_was_recorded_comes_back_to_the_bit(finished: Path) -> None:
         assert record.finished
         assert record.seconds == [0.5, 0.5]
         assert record.test_sizes == SIZES[:2]
-        assert record.summary() == {"last_accuracy": 0.5}
+        assert record.summary() == SUMMARY
         state = record.load_state()
         assert state["pickled"] == b"\x80\xff"
         assert torch.equal(state["weight"], torch.zeros(2) + 0.1 + 0.1 + 0.1 + 0.1 + 0.1 + 0.1)
@@ -482,7 +485,19 @@ def test_one_changed_digit_is_damage(halfway: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"learned": 5}, {"seconds": []}, {"sha256": None}, {"extra": 1}, {"test_sizes": [1, 2]}],
+    [
+        {"learned": 5},
+        {"learned": "1"},
+        {"steps": None},
+        {"seconds": []},
+        {"seconds": ["x"]},
+        {"sha256": None},
+        {"sha256": {"config.yaml": "", "stream.json": ""}},
+        {"extra": 1},
+        {"test_sizes": [1, 2]},
+        {"test_sizes": ["x"]},
+        {"unreadable": [1]},
+    ],
 )
 def test_progress_that_contradicts_itself_is_damage(halfway: Path, change: dict[str, Any]) -> None:
     path = halfway / "progress.json"
@@ -506,6 +521,30 @@ def test_a_damaged_summary_is_named(finished: Path, tmp_path: Path, content: str
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
         opened(folder)
     with pytest.raises(UserError, match=r"summary\.json is damaged"):
+        read_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("stored_images", None, r"summary\.json lacks stored_images, as another version"),
+        ("pretrained_on", None, r"summary\.json lacks pretrained_on, as another version"),
+        ("stored_images", "none", r"summary\.json is damaged"),
+        ("last_accuracy", [0.5], r"summary\.json is damaged"),
+        ("pretrained_on", 3, r"summary\.json is damaged"),
+        ("unreadable_images", "x", r"summary\.json is damaged"),
+    ],
+)
+def test_a_summary_that_tables_cannot_be_made_of_is_named(
+    key: str, value: Any, said: str, finished: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "split_digits" / "var" / "seed0"
+    shutil.copytree(finished, folder)
+    summary = json.loads((folder / "summary.json").read_text()) | {key: value}
+    if value is None:
+        del summary[key]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=said):
         read_runs(tmp_path)
 
 
@@ -590,7 +629,7 @@ def test_read_runs_finds_finished_runs_in_order(finished: Path, tmp_path: Path) 
     run: RunView = runs[0]
     assert run.config["var"]["scales"] == [1, 2, 3, 4]
     assert run.stream["fingerprint"] == STREAM["fingerprint"]
-    assert run.summary == {"last_accuracy": 0.5}
+    assert run.summary == SUMMARY
     assert run.matrix[1].tolist() == accuracies(1)
     assert run.sizes == SIZES[:2]
     assert len(run.metrics()) == 8
@@ -601,6 +640,16 @@ def test_read_runs_of_nothing(tmp_path: Path) -> None:
     assert read_runs(tmp_path) == []
     with pytest.raises(UserError, match="no folder"):
         read_runs(tmp_path / "absent")
+
+
+def test_a_run_that_is_not_there_or_not_finished_is_not_called_damaged(halfway: Path) -> None:
+    with pytest.raises(UserError, match=r"not finished \(experiences learned: 1\).* `python x`"):
+        read_run(halfway)
+    with pytest.raises(UserError, match=r"There is no run in .*seed1"):
+        read_run(halfway.parent / "seed1")
+    (halfway / "progress.json").unlink()
+    with pytest.raises(UserError, match=r"progress\.json is missing"):
+        read_run(halfway)
 
 
 def test_unreadable_images_are_kept_with_the_next_save_and_counted_once(tmp_path: Path) -> None:
@@ -631,7 +680,7 @@ def test_every_checkpoint_stays_where_that_is_asked_for(tmp_path: Path) -> None:
         record.save_learned(1, {"weight": torch.ones(2)}, 1, 0.1)
         assert torch.equal(record.load_state()["weight"], torch.ones(2))
         record.save_evaluated(1, [0.5, 1.0], [90, 91])
-        record.finish({})
+        record.finish(SUMMARY)
     view = read_run(folder)
     assert view.kept_states() == [0, 1]
     assert torch.equal(view.state(0)["weight"], torch.zeros(2))

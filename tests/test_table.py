@@ -8,6 +8,7 @@ import pytest
 
 from cil import table
 from cil.records import RunView
+from cil.records.layout import NUMBERS
 
 SUMMARY = {
     "last_accuracy": 0.5,
@@ -65,6 +66,10 @@ def test_budgets_stand_beside_the_accuracies(views, tmp_path) -> None:
     assert "*: none, exemplar-free" in (tmp_path / "t.md").read_text()
     every = pd.read_csv(tmp_path / "t.csv")
     assert {*SUMMARY} <= {*every.columns}
+
+
+def test_the_reader_asks_of_every_run_what_the_table_needs() -> None:
+    assert {*NUMBERS} == {*table.PERCENT, *table.COSTS}
 
 
 def test_every_column_fits_a_log_file(views, tmp_path, capsys) -> None:

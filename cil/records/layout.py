@@ -41,6 +41,22 @@ PROGRESS, METRICS, MATRIX = "progress.json", "metrics.csv", "accuracy_matrix.csv
 PREDICTIONS, SUMMARY, CHECKPOINTS = "predictions.csv", "summary.json", "checkpoints"
 EXPLANATIONS, FIGURES = "explanations", "figures"
 
+# What tables need of every summary.json; `pretrained_on` is a word beside these numbers.
+NUMBERS = (
+    "last_accuracy",
+    "average_incremental_accuracy",
+    "forgetting",
+    "backward_transfer",
+    "training_seconds",
+    "learning_macs",
+    "prediction_macs",
+    "parameters",
+    "stored_images",
+    "stored_bytes",
+)
+PRETRAINED_ON = "pretrained_on"
+MORE_NUMBERS = ("unreadable_images", "codebook_use", "codebook_use_first")  # of some alone
+
 MetricRow = tuple[int, int, str, float]  # experience, step, name, value
 FloatArray = NDArray[np.float64]
 
@@ -75,18 +91,50 @@ def read_progress(folder: Path) -> Progress:
     try:
         progress = Progress(**content)
         consistent = (
-            0 <= progress.evaluated <= progress.learned <= progress.evaluated + 1
+            _typed(progress)
+            and 0 <= progress.evaluated <= progress.learned <= progress.evaluated + 1
             and len(progress.seconds) == progress.learned
             and len(progress.test_sizes) == progress.evaluated
             and progress.steps >= 0 <= progress.metrics_bytes
             and {CONFIG, STREAM} <= progress.sha256.keys()
-            and isinstance(progress.unreadable, list)
+            and (not progress.learned or newest_checkpoint(progress) in progress.sha256)
         )
     except (TypeError, AttributeError) as error:
         raise damaged(path) from error
     if not consistent:
         raise damaged(path)
     return progress
+
+
+def _typed(progress: Progress) -> bool:
+    """Whether its numbers are numbers and its words are words."""
+    lists = (progress.seconds, progress.test_sizes, progress.unreadable)
+    whole = (progress.learned, progress.evaluated, progress.steps, progress.metrics_bytes)
+    return (
+        all(isinstance(value, list) for value in lists)
+        and all(isinstance(number, int) for number in (*whole, *progress.test_sizes))
+        and all(isinstance(number, int | float) for number in progress.seconds)
+        and all(isinstance(word, str) for word in progress.unreadable)
+        and all(isinstance(word, str) for word in progress.sha256.values())
+    )
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Read summary.json; UserError when it is damaged or of another version of cil."""
+    path = folder / SUMMARY
+    summary = read_json(path)
+    for key in (*NUMBERS, PRETRAINED_ON):
+        if key not in summary:
+            raise UserError(
+                f"{path} lacks {key}, as another version of cil wrote it; start that run over with "
+                "--fresh."
+            )
+    numbers = [summary[key] for key in (*NUMBERS, *MORE_NUMBERS) if key in summary]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise damaged(path)
+    if not isinstance(summary[PRETRAINED_ON], str):
+        raise damaged(path)
+    return summary
 
 
 def read_verified(folder: Path, name: str, progress: Progress) -> bytes:
@@ -280,6 +328,13 @@ def read_runs(root: Path) -> list[RunView]:
 
 
 def read_run(folder: Path) -> RunView:
+    """The finished run in a folder.
+
+    Raises:
+        UserError: there is no run in it, it is not finished, or one of its files is damaged.
+    """
+    if not (folder / SUMMARY).exists():
+        raise _unfinished(folder)
     progress = read_progress(folder)
     return RunView(
         folder=folder,
@@ -289,9 +344,24 @@ def read_run(folder: Path) -> RunView:
         config=read_config(folder, progress),
         stream=read_stream(folder, progress),
         environment=read_json(folder / ENVIRONMENT),
-        summary=read_json(folder / SUMMARY),
+        summary=read_summary(folder),
         matrix=read_matrix(folder, progress),
         sizes=progress.test_sizes,
+    )
+
+
+def _unfinished(folder: Path) -> UserError:
+    """What to do about a folder without summary.json."""
+    if not any((folder / name).exists() for name in (PROGRESS, CHECKPOINTS)):
+        return UserError(
+            f"There is no run in {folder}: name a folder RUNS/EXPERIMENT/METHOD/seedK that there "
+            "is."
+        )
+    learned = read_progress(folder).learned
+    command = read_json(folder / ENVIRONMENT).get("command")
+    return UserError(
+        f"{folder} is not finished (experiences learned: {learned}): go on with the line that "
+        f"began it, `python {command}`."
     )
 
 

@@ -14,14 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 import numpy as np
 
 from cil.errors import UserError
-from cil.files import (
-    damaged,
-    explained,
-    lock,
-    read_json,
-    write_bytes,
-    write_json,
-)
+from cil.files import damaged, explained, lock, write_bytes, write_json
 from cil.records import layout
 from cil.records.checkpoints import load_checkpoint, save_checkpoint
 from cil.records.layout import FloatArray, MetricRow, Progress, RunView
@@ -237,7 +230,7 @@ class RunRecord:
 
     def summary(self) -> dict[str, Any]:
         """The stream-final numbers of a finished run."""
-        return read_json(self.folder / layout.SUMMARY)
+        return layout.read_summary(self.folder)
 
     def close(self) -> None:
         """Let go of the folder; what was logged but not saved is lost."""

@@ -20,7 +20,6 @@ from cil.report.pictures import data_uri, pictures, relative
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILE = "report.html"
-NEEDED = (*table.PERCENT, *table.COSTS, "pretrained_on")
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,6 @@ def _runs(folder: Path) -> list[RunView]:
             f"No run in {folder} is finished ({begun} begun): give the folder of an experiment, "
             "runs/NAME, or finish one with `python -m cil.run`."
         )
-    for r in runs:
-        missing = [key for key in NEEDED if key not in r.summary]
-        if missing:
-            raise UserError(
-                f"{r.folder / 'summary.json'} lacks {missing[0]}, as another version of cil wrote "
-                "it; start that run over with --fresh."
-            )
     return runs
 
 
