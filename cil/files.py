@@ -95,6 +95,11 @@ def replacing(path: Path, key: str = "--runs") -> Iterator[HashingWriter]:
         _sync_folder(path.parent)
 
 
+def with_ending(path: Path, ending: str) -> Path:
+    """`path` and an ending; `with_suffix` would drop what follows a dot in a name."""
+    return path.with_name(path.name + ending)
+
+
 def write_bytes(path: Path, data: bytes, key: str = "--runs") -> str:
     """Write a file whole or not at all and return its sha256; raises as `replacing` does."""
     with replacing(path, key) as file:

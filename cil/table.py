@@ -12,7 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from cil import metrics, plots
-from cil.records import RunView, figure_bytes, write_bytes, write_figure
+from cil.records import RunView, figure_bytes, with_ending, write_bytes, write_figure
 from cil.results import Run
 
 # Number of the summary -> heading; these are shown in per cent, the others as they are.
@@ -195,11 +195,11 @@ def publish(runs: Sequence[RunView], path: Path, command: str) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    write_bytes(path.with_suffix(".csv"), results(runs).to_csv(index=False).encode())
-    write_bytes(path.with_suffix(".svg"), figure_bytes(curves(runs), "svg"))
+    write_bytes(with_ending(path, ".csv"), results(runs).to_csv(index=False).encode())
+    write_bytes(with_ending(path, ".svg"), figure_bytes(curves(runs), "svg"))
     headings = ["method", *PERCENT.values(), *COSTS.values()]
     lines = [*provenance(runs, command), CAPTION, markdown(headings, _rows(runs))]
-    write_bytes(path.with_suffix(".md"), ("\n\n".join(lines) + "\n").encode())
+    write_bytes(with_ending(path, ".md"), ("\n\n".join(lines) + "\n").encode())
 
 
 def provenance(runs: Sequence[RunView], command: str) -> list[str]:

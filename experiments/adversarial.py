@@ -43,7 +43,7 @@ from cil.adversarial import (
 from cil.environment import commit, device
 from cil.errors import UserError
 from cil.ood import is_generative
-from cil.records import RunView, figure_bytes, write_bytes
+from cil.records import RunView, figure_bytes, with_ending, write_bytes
 from cil.run import exit_code
 from cil.streams.stream import first_of_each
 from cil.table import markdown, percent, provenance, show
@@ -185,10 +185,10 @@ def _report(
         rows = [[name, *(column.get(name, "") for column in columns.values())] for name in names]
         text += [caption, markdown(["method", *columns], rows)]
         show(f"{runs[0].experiment} under attack", ["method", *columns], rows, caption)
-    write_bytes(path.with_suffix(".csv"), frame.to_csv(index=False).encode())
-    write_bytes(path.with_suffix(".svg"), figure_bytes(figure(frame, budget), "svg"))
-    write_bytes(path.with_suffix(".md"), ("\n\n".join(text) + "\n").encode())
-    print(f"written: {path.with_suffix('.md')}   figure: {path.with_suffix('.svg')}")
+    write_bytes(with_ending(path, ".csv"), frame.to_csv(index=False).encode())
+    write_bytes(with_ending(path, ".svg"), figure_bytes(figure(frame, budget), "svg"))
+    write_bytes(with_ending(path, ".md"), ("\n\n".join(text) + "\n").encode())
+    print(f"written: {with_ending(path, '.md')}   figure: {with_ending(path, '.svg')}")
 
 
 def accuracy_caption(frame: pd.DataFrame, source: RunView, budget: Budget, asked: Namespace) -> str:

@@ -33,7 +33,7 @@ from cil.environment import commit, device
 from cil.errors import UserError
 from cil.explain import best_wrong
 from cil.insertion_deletion import Curves, Protocol, curves
-from cil.records import RunView, figure_bytes, write_bytes
+from cil.records import RunView, figure_bytes, with_ending, write_bytes
 from cil.run import exit_code
 from cil.table import markdown, provenance, show
 from experiments.asking import RESULTS
@@ -183,12 +183,12 @@ def publish(table: pd.DataFrame, lines: dict[Finished, Lines], options: Namespac
     line = " ".join(["python -m experiments.insertion_deletion", *sys.argv[1:]])
     where = f"Explained at commit {commit()}, on {device(first.trainer)}."
     text = "\n\n".join([*provenance(runs, line), where, caption, markdown(HEADINGS, cells)])
-    write_bytes(path.with_suffix(".md"), (text + "\n").encode())
+    write_bytes(with_ending(path, ".md"), (text + "\n").encode())
     table = table.assign(commit=commit(), device=device(first.trainer), command=line)
-    write_bytes(path.with_suffix(".csv"), table.to_csv(index=False).encode())
+    write_bytes(with_ending(path, ".csv"), table.to_csv(index=False).encode())
     for run, drawn in lines.items():
         name = path if len(lines) == 1 else path.with_name(f"{path.name}_{run.run.method}")
-        write_bytes(name.with_suffix(".svg"), figure_bytes(drawing(run, drawn), "svg"))
+        write_bytes(with_ending(name, ".svg"), figure_bytes(drawing(run, drawn), "svg"))
     print(f"written: {path}.md, .csv and the curves beside them")
 
 

@@ -26,7 +26,7 @@ from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.methods.registry import asked_by
 from cil.ood import SCORES, evaluate
-from cil.records import RunView, figure_bytes, write_bytes
+from cil.records import RunView, figure_bytes, with_ending, write_bytes
 from cil.run import exit_code
 from cil.table import markdown, percent, provenance, show
 from experiments.asking import RESULTS
@@ -98,11 +98,11 @@ def _report(frame: pd.DataFrame, runs: Sequence[RunView], asked: Namespace) -> N
     headings, rows = ["method", *HEADINGS.values()], table(frame)
     line = " ".join(["python -m experiments.ood", *sys.argv[1:]])
     text = [*provenance(runs, line), CAPTION, markdown(headings, rows)]
-    write_bytes(path.with_suffix(".csv"), frame.to_csv(index=False).encode())
-    write_bytes(path.with_suffix(".svg"), figure_bytes(figure(frame), "svg"))
-    write_bytes(path.with_suffix(".md"), ("\n\n".join(text) + "\n").encode())
+    write_bytes(with_ending(path, ".csv"), frame.to_csv(index=False).encode())
+    write_bytes(with_ending(path, ".svg"), figure_bytes(figure(frame), "svg"))
+    write_bytes(with_ending(path, ".md"), ("\n\n".join(text) + "\n").encode())
     show(f"{runs[0].experiment}: seen against unseen classes", headings, rows, CAPTION)
-    print(f"written: {path.with_suffix('.md')}   figure: {path.with_suffix('.svg')}")
+    print(f"written: {with_ending(path, '.md')}   figure: {with_ending(path, '.svg')}")
 
 
 def table(frame: pd.DataFrame) -> list[list[str]]:

@@ -30,7 +30,7 @@ from cil import plots
 from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.methods.registry import asked_by
-from cil.records import RunView, figure_bytes, write_bytes
+from cil.records import RunView, figure_bytes, with_ending, write_bytes
 from cil.robustness import (
     CLEAN,
     Shift,
@@ -125,14 +125,14 @@ def _report(
     if asked.set:
         notes.append(f"Classified by {', '.join(asked.set)}, and not as the runs were.")
     text = [*provenance(runs, line), *filter(None, notes), markdown(["method", *names], rows)]
-    write_bytes(path.with_suffix(".csv"), frame.to_csv(index=False).encode())
-    write_bytes(path.with_suffix(".md"), ("\n\n".join(text) + "\n").encode())
+    write_bytes(with_ending(path, ".csv"), frame.to_csv(index=False).encode())
+    write_bytes(with_ending(path, ".md"), ("\n\n".join(text) + "\n").encode())
     headings = ["method", *(name.replace("_", " ") for name in names)]
     show(f"{runs[0].experiment} under shift", headings, rows, " ".join(notes))
-    written = f"written: {path.with_suffix('.md')}"
+    written = f"written: {with_ending(path, '.md')}"
     if severities:
-        write_bytes(path.with_suffix(".svg"), figure_bytes(figure(frame), "svg"))
-        written += f"   figure: {path.with_suffix('.svg')}"
+        write_bytes(with_ending(path, ".svg"), figure_bytes(figure(frame), "svg"))
+        written += f"   figure: {with_ending(path, '.svg')}"
     print(written)
 
 

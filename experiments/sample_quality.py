@@ -40,7 +40,7 @@ from cil.methods.method import Generative
 from cil.methods.registry import check_samples, restore
 from cil.methods.scoring import BATCH_SIZE
 from cil.methods.training import find_device
-from cil.records import RunView, write_bytes
+from cil.records import RunView, with_ending, write_bytes
 from cil.run import exit_code
 from cil.sample_metrics import frechet_distance, precision_recall
 from cil.showing import group_name
@@ -260,9 +260,9 @@ def _publish(
     show(path.name, HEADINGS, rows, f"{caption} {network}", texts=2)
     where = f"Measured at commit {commit()} on {device(trainer)}."
     lines = [*provenance(runs, line), where, network, caption, markdown(HEADINGS, rows)]
-    write_bytes(path.with_suffix(".csv"), table.to_csv(index=False).encode())
-    write_bytes(path.with_suffix(".md"), ("\n\n".join(lines) + "\n").encode())
-    print(f"written: {path.with_suffix('.md')}")
+    write_bytes(with_ending(path, ".csv"), table.to_csv(index=False).encode())
+    write_bytes(with_ending(path, ".md"), ("\n\n".join(lines) + "\n").encode())
+    print(f"written: {with_ending(path, '.md')}")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,13 @@ def test_budgets_stand_beside_the_accuracies(views, tmp_path) -> None:
     assert {*SUMMARY} <= {*every.columns}
 
 
+def test_a_name_with_a_dot_is_kept_whole(views, tmp_path) -> None:
+    for name in ("digits_0.1", "digits_0.2"):
+        table.publish(views, tmp_path / name, "command")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {f"digits_0.{n}.{kind}" for n in (1, 2) for kind in ("csv", "md", "svg")}
+
+
 def test_the_reader_asks_of_every_run_what_the_table_needs() -> None:
     assert {*NUMBERS} == {*table.PERCENT, *table.COSTS}
 

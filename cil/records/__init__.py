@@ -1,6 +1,6 @@
 """What a run leaves on disk: the only reader and writer of run folders."""
 
-from cil.files import write_bytes, write_json
+from cil.files import with_ending, write_bytes, write_json
 from cil.records.layout import RunView, group_name, read_run, read_runs
 from cil.records.run_record import RunRecord, figure_bytes, finished_run, write_figure
 from cil.records.samples import Images
@@ -17,6 +17,7 @@ __all__ = [
     "read_run",
     "read_runs",
     "unfinished_runs",
+    "with_ending",
     "write_bytes",
     "write_figure",
     "write_json",
