@@ -102,8 +102,18 @@ def add_set(parser: ArgumentParser, examples: str) -> None:
 
 
 def runs_of(asked: Namespace) -> list[RunView]:
-    """The finished runs that `add_experiment` was answered; UserError unless of one experiment."""
-    runs = [r for r in read_runs(asked.runs) if not asked.methods or r.method in asked.methods]
+    """The finished runs that `add_experiment` was answered.
+
+    Raises:
+        UserError: they are not of one experiment, or there are none of a method that was named.
+    """
+    every = read_runs(asked.runs)
+    there = list(dict.fromkeys(run.method for run in every))
+    for name in asked.methods:
+        if every and name not in there:
+            hint = near(name, there) or f"there are those of {', '.join(there)}."
+            raise UserError(f"{asked.runs} holds no finished run of '{name}': {hint}")
+    runs = [run for run in every if not asked.methods or run.method in asked.methods]
     check_one_experiment(runs, asked.runs)
     return runs
 
