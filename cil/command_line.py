@@ -31,7 +31,7 @@ def experiments() -> dict[str, Path]:
 
 def describe(path: Path) -> str:
     """An experiment in one line: the first comment of its YAML."""
-    first = path.read_text(encoding="utf-8").partition("\n")[0]
+    first = path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     return first.removeprefix("#").strip()
 
 
@@ -109,6 +109,11 @@ def _parsed(parser: ArgumentParser, arguments: Sequence[str], place: str) -> Nam
         parsed = parser.parse_args(list(arguments))
     except ArgumentError as error:
         raise UserError(_sentence(str(error), parser, place)) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{place} cannot be read as settings: its text, or that of a file it names, is not "
+            "UTF-8."
+        ) from error
     for field in fields(Config):
         if is_dataclass(_type(field.name)) and not isinstance(parsed[field.name], Namespace):
             raise UserError(_wrong(field.name, parsed[field.name], place))

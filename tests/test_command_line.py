@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cil import run
-from cil.command_line import experiments, parse
+from cil.command_line import describe, experiments, parse
 from cil.config import Config, TrainerConfig
 
 SLOW = {"torch", "avalanche", "pytorch_lightning", "wandb", "pandas", "matplotlib", "sklearn"}
@@ -209,6 +209,14 @@ def test_a_mistake_in_a_yaml(
         sentence = refused(capsys, *arguments)
         for word in [str(path), *words]:
             assert word in sentence
+
+
+def test_a_yaml_that_is_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "experiment.yaml"
+    path.write_bytes(b"# Caf\xe9.\nvar:\n  depth: 2\n")
+    assert f"{path} cannot be read as settings" in refused(capsys, str(path))
+    assert "not UTF-8" in refused(capsys, "split_digits", f"--config={path}")
+    assert describe(path).startswith("Caf")
 
 
 @pytest.mark.parametrize(

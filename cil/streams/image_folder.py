@@ -249,7 +249,7 @@ def _read_list(class_list: str) -> list[str]:
     path = LISTS / f"imagenet100_{class_list}.txt"
     path = path if path.is_file() else Path(class_list)
     try:
-        names = path.read_text(encoding="utf-8").split("\n")
+        names = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError):
         raise UserError(
             f"stream.class_list is {class_list}: choose ucir, cmc, podnet or a text file with the "

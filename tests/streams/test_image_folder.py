@@ -71,7 +71,7 @@ def test_splits_are_the_folders_and_a_share_held_out(root: Path) -> None:
 
 def test_a_list_chooses_the_classes(root: Path, tmp_path: Path) -> None:
     chosen = tmp_path / "two.txt"
-    chosen.write_text("zwölf\n\napfel\n", encoding="utf-8")
+    chosen.write_text("zwölf\n\napfel\n", encoding="utf-8-sig")  # as some editors begin a file
     source = opened(root, str(chosen))
     assert source.class_names == ("apfel", "zwölf")
     assert (source.name, source.class_list) == ("photos (two)", "two")
