@@ -177,11 +177,13 @@ def by_method(frame: pd.DataFrame) -> pd.DataFrame:
 MEAN = "mean of corruptions"
 
 
-def check_one_experiment(runs: Sequence[RunView], folder: Path) -> None:
+def check_one_experiment(
+    runs: Sequence[RunView], folder: Path | str, way_out: str = "choose by --methods"
+) -> None:
     """Raises UserError unless the runs are some of one experiment, of the same stream.
 
     Also of as many experiences, and evaluated on the same images: else their numbers, and images
-    that are made for all, would not be of the same classes.
+    that are made for all, would not be of the same classes. `way_out` is what messages advise.
     """
     if not runs:
         raise UserError(
@@ -194,11 +196,11 @@ def check_one_experiment(runs: Sequence[RunView], folder: Path) -> None:
             "one."
         )
     if len({run.stream["fingerprint"] for run in runs}) > 1:
-        raise UserError(f"The runs in {folder} are not of the same stream: choose by --methods.")
+        raise UserError(f"The runs in {folder} are not of the same stream: {way_out}.")
     first = runs[0].stream
     for run in runs:
         if any(run.stream[fact] != first[fact] for fact in ("experiences", "evaluated_on")):
             raise UserError(
                 f"{run.method} seed {run.seed} has not learned the classes, or been evaluated on "
-                f"the images, that {runs[0].method} has: choose by --methods."
+                f"the images, that {runs[0].method} has: {way_out}."
             )

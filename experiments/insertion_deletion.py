@@ -19,8 +19,10 @@ d16 on ImageNet at 256 px): TMI insertion 0.944, deletion 0.605, better than LIM
 import sys
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from os.path import commonpath
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +35,8 @@ from cil.environment import commit, device
 from cil.errors import UserError
 from cil.explain import best_wrong
 from cil.insertion_deletion import Curves, Protocol, curves
-from cil.records import RunView, figure_bytes, with_ending, write_bytes
+from cil.records import figure_bytes, with_ending, write_bytes
+from cil.robustness import check_one_experiment
 from cil.run import exit_code
 from cil.table import markdown, provenance, show
 from experiments.asking import RESULTS
@@ -76,11 +79,11 @@ def main() -> None:
     runs = [finished(folder, options) for folder in options.runs]
     check(runs, methods, options)
     rows, lines = [], {}
-    for run in runs:
-        found, drawn = compared(run, methods, protocol_of(run, options), effort, options.images)
+    for name, run in named(runs).items():
+        protocol = protocol_of(run, options)
+        found, lines[name] = compared(name, run, methods, protocol, effort, options.images)
         rows += found
-        lines[run] = drawn
-    publish(pd.DataFrame(rows), lines, options)
+    publish(pd.DataFrame(rows), runs, lines, options)
 
 
 def chosen(words: str | None) -> list[str]:
@@ -99,6 +102,10 @@ def chosen(words: str | None) -> list[str]:
 
 def check(runs: Sequence[Finished], methods: Sequence[str], options: Namespace) -> None:
     """Raises UserError, before anything is computed, where a run and the options do not fit."""
+    views = [run.run for run in runs]
+    check_one_experiment(views, commonpath(v.folder for v in views), "name others")
+    if len(named(runs)) < len(runs):
+        raise UserError("Two of the runs are of one method and one seed: name each once.")
     for run in runs:
         folder, side = run.run.folder, run.stream.image_size
         if not hasattr(run.method, "differentiable_scores"):
@@ -107,8 +114,16 @@ def check(runs: Sequence[Finished], methods: Sequence[str], options: Namespace) 
         every_label_in_turn(run.labels, options.images)
         if not applicable(run, methods):
             raise UserError(f"{folder} has no tokens: {', '.join(methods)} is of a var method.")
-    if len({run.stream.fingerprint for run in runs}) > 1:
-        raise UserError("The runs were made on different streams: compare those of one.")
+
+
+def named(runs: Sequence[Finished]) -> dict[str, Finished]:
+    """The runs by their methods' names; with their seeds where a method has several."""
+    methods = Counter(run.run.method for run in runs)
+    names = [
+        f"{view.method} seed{view.seed}" if methods[view.method] > 1 else view.method
+        for view in (run.run for run in runs)
+    ]
+    return dict(zip(names, runs, strict=True))
 
 
 def protocol_of(run: Finished, options: Namespace) -> Protocol:
@@ -124,7 +139,12 @@ Lines = dict[str, Curves]  # by explanation
 
 
 def compared(
-    run: Finished, methods: Sequence[str], protocol: Protocol, effort: Effort, count: int
+    title: str,
+    run: Finished,
+    methods: Sequence[str],
+    protocol: Protocol,
+    effort: Effort,
+    count: int,
 ) -> tuple[list[dict], Lines]:
     """One row an explanation, and the curves."""
     model = Model(run)
@@ -138,7 +158,7 @@ def compared(
     right = (labels_B.cpu() == torch.tensor([run.labels[n] for n in numbers])).double().mean()
     rows, lines = [], {}
     names = applicable(run, methods)
-    for name in tqdm(names, desc=run.run.method, disable=not run.trainer.progress):
+    for name in tqdm(names, desc=title, disable=not run.trainer.progress):
         began = time.perf_counter()
         found = attribute(
             name, model, images, labels_B, rivals_B, protocol.baseline, effort, run.trainer.progress
@@ -146,7 +166,7 @@ def compared(
         seconds = time.perf_counter() - began
         lines[name] = curves(images, found.importance_BHW, labels_B, model.probabilities, protocol)
         rows.append(
-            {"model": run.run.method, "seed": run.run.seed, "explanation": name}
+            {"model": title, "seed": run.run.seed, "explanation": name}
             | summary(lines[name], found, seconds / count)
             | {"images": count, "accuracy": right.item(), **asdict(protocol), **asdict(effort)}
         )
@@ -162,11 +182,12 @@ def summary(found: Curves, of: Attribution, seconds: float) -> dict[str, float]:
     return values | {"evaluations": of.evaluations, "seconds_an_image": seconds}
 
 
-def publish(table: pd.DataFrame, lines: dict[Finished, Lines], options: Namespace) -> None:
+def publish(
+    table: pd.DataFrame, runs: Sequence[Finished], lines: dict[str, Lines], options: Namespace
+) -> None:
     """Print the table; write it, its numbers and the curves."""
-    runs: list[RunView] = [run.run for run in lines]
-    first = next(iter(lines))
-    path = RESULTS / f"{options.name or f'insertion_deletion_{runs[0].experiment}'}"
+    views, first = [run.run for run in runs], runs[0]
+    path = RESULTS / f"{options.name or f'insertion_deletion_{views[0].experiment}'}"
     cells = [
         [
             row.model,
@@ -182,22 +203,22 @@ def publish(table: pd.DataFrame, lines: dict[Finished, Lines], options: Namespac
     show("insertion and deletion", HEADINGS, cells, caption, texts=2)
     line = " ".join(["python -m experiments.insertion_deletion", *sys.argv[1:]])
     where = f"Explained at commit {commit()}, on {device(first.trainer)}."
-    text = "\n\n".join([*provenance(runs, line), where, caption, markdown(HEADINGS, cells)])
+    text = "\n\n".join([*provenance(views, line), where, caption, markdown(HEADINGS, cells)])
     write_bytes(with_ending(path, ".md"), (text + "\n").encode())
     table = table.assign(commit=commit(), device=device(first.trainer), command=line)
     write_bytes(with_ending(path, ".csv"), table.to_csv(index=False).encode())
-    for run, drawn in lines.items():
-        name = path if len(lines) == 1 else path.with_name(f"{path.name}_{run.run.method}")
-        write_bytes(with_ending(name, ".svg"), figure_bytes(drawing(run, drawn), "svg"))
+    for name, drawn in lines.items():
+        ending = ".svg" if len(lines) == 1 else f"_{name.replace(' ', '_')}.svg"
+        write_bytes(with_ending(path, ending), figure_bytes(drawing(name, drawn), "svg"))
     print(f"written: {path}.md, .csv and the curves beside them")
 
 
-def drawing(run: Finished, drawn: Lines) -> plots.Figure:
+def drawing(name: str, drawn: Lines) -> plots.Figure:
     def means(values: str) -> dict[str, tuple[Tensor, Tensor]]:
-        return {name: (c.fractions_S, getattr(c, values).mean(0)) for name, c in drawn.items()}
+        return {kind: (c.fractions_S, getattr(c, values).mean(0)) for kind, c in drawn.items()}
 
     both = {"insertion": means("insertion_BS"), "deletion": means("deletion_BS")}
-    return plots.changing_pixels(both, f"{run.run.method}: mean over test images")
+    return plots.changing_pixels(both, f"{name}: mean over test images")
 
 
 def explained(table: pd.DataFrame) -> str:

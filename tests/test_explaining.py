@@ -1,5 +1,7 @@
 """Explanations inside a run, and the commands that explain a finished one, on tiny settings."""
 
+import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -246,6 +248,31 @@ def test_a_table_of_insertion_and_deletion(
         "table_var-adapter.svg",
         "table_finetune.svg",
     }
+
+
+def test_seeds_of_one_method_are_told_apart(
+    ran: Path, command: Command, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [tmp_path / "split_digits" / "finetune" / f"seed{seed}" for seed in (0, 1)]
+    for folder in folders:  # what they have learned does not matter here
+        shutil.copytree(ran / "finetune" / "seed0", folder)
+    words = ["--methods=saliency", "--images=2", "--step=64", f"--name={tmp_path / 'table'}"]
+    assert command("insertion_deletion", *map(str, folders), *words) == 0
+    assert {path.name for path in tmp_path.glob("*.svg")} == {
+        "table_finetune_seed0.svg",
+        "table_finetune_seed1.svg",
+    }
+    text = (tmp_path / "table.md").read_text()
+    for name in ("finetune seed0", "finetune seed1"):
+        assert f"| {name} | saliency |" in text
+    assert re.search(r"Predicted rightly: finetune seed0 [\d.]+%, finetune seed1 [\d.]+%", text)
+    capsys.readouterr()
+    assert command("insertion_deletion", str(folders[0]), str(folders[0]), *words) == 2
+    assert "name each once" in refused(capsys)
+    other = tmp_path / "other" / "joint" / "seed0"
+    shutil.copytree(folders[0], other)
+    assert command("insertion_deletion", str(folders[0]), str(other), *words) == 2
+    assert f"{tmp_path} holds runs of several experiments (other, split_digits)" in refused(capsys)
 
 
 @pytest.mark.parametrize(
