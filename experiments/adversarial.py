@@ -21,6 +21,7 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import repeat
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -47,7 +48,7 @@ from cil.records import RunView, figure_bytes, with_ending, write_bytes
 from cil.run import exit_code
 from cil.streams.stream import first_of_each
 from cil.table import markdown, percent, provenance, show
-from experiments.asking import RESULTS
+from experiments.asking import place_of, typed
 from experiments.attributions import Model
 from experiments.finished import Finished, add_experiment, finished, runs_of
 from experiments.robustness import check_per_class
@@ -66,9 +67,10 @@ def main() -> None:
     budget.check()
     check_per_class(asked.per_class)
     runs = runs_of(asked)
+    path = place_of(asked.name, f"adversarial_{runs[0].experiment}", typed("adversarial"), runs)
     source = source_of(runs, asked)
     frame = evaluated(runs, source, budget, asked)
-    _report(frame, runs, source, budget, asked)
+    _report(frame, runs, source, budget, asked, path)
 
 
 def _arguments() -> Namespace:
@@ -171,11 +173,15 @@ def all_shown(
 
 
 def _report(
-    frame: pd.DataFrame, runs: Sequence[RunView], source: Finished, budget: Budget, asked: Namespace
+    frame: pd.DataFrame,
+    runs: Sequence[RunView],
+    source: Finished,
+    budget: Budget,
+    asked: Namespace,
+    path: Path,
 ) -> None:
     """Write the tables, the CSV file and the figure, and print the tables."""
-    path = RESULTS / (asked.name or f"adversarial_{runs[0].experiment}")
-    text = provenance(runs, " ".join(["python -m experiments.adversarial", *sys.argv[1:]]))
+    text = provenance(runs, typed("adversarial"))
     text.append(f"Attacked at commit {commit()}, on {device(source.trainer)}.")
     for caption, columns in (
         (accuracy_caption(frame, source.run, budget, asked), accuracies(frame, budget)),

@@ -8,6 +8,11 @@ from pathlib import Path
 
 from cil.command_line import parse
 from cil.config import Config
+from cil.errors import UserError
+from cil.files import read_bytes, with_ending
+from cil.records import RunView
+from cil.records.layout import read_table
+from cil.table import WRITTEN_BY
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -21,6 +26,48 @@ class Asked:
     fresh: bool
     name: str | None  # of the files in experiments/results, or a path
     line: str  # as it was typed, to stand in the table
+
+
+def typed(module: str) -> str:
+    """The line that began this command, as a table has it."""
+    return " ".join([f"python -m experiments.{module}", *sys.argv[1:]])
+
+
+def place_of(name: str | None, default: str, line: str, runs: Sequence[RunView] = ()) -> Path:
+    """Where a table goes, its ending aside; `default` is its name where `name` gives none.
+
+    Raises:
+        UserError: no name is given, and what is there was written by another line, or has numbers
+            of runs that are not among `runs`.
+    """
+    path = RESULTS / (name or default)
+    written = with_ending(path, ".md")
+    if name is not None or not written.exists():
+        return path
+    first = read_bytes(written).decode(errors="replace").partition("\n")[0]
+    if first != WRITTEN_BY.format(line):
+        raise UserError(
+            f"{written} was written by another line, which it begins with: type that line, or give "
+            "this table another --name."
+        )
+    lost = _runs_in(with_ending(path, ".csv")) - {(run.method, run.seed) for run in runs}
+    if runs and lost:  # without `runs` the line names them
+        method, seed = min(lost)
+        raise UserError(
+            f"{written} has numbers of {method} seed {seed}, which this table would not have: give "
+            "it another --name."
+        )
+    return path
+
+
+def _runs_in(path: Path) -> set[tuple[str, int]]:
+    """The methods and seeds of a table's CSV file."""
+    if not path.exists():
+        return set()
+    table = read_table(path)
+    if not {"method", "seed"} <= {*table.columns}:
+        return set()
+    return set(zip(table["method"], table["seed"], strict=True))
 
 
 def asked(module: str, explanation: str | None, defaults: Sequence[str]) -> Asked:
@@ -40,5 +87,4 @@ def asked(module: str, explanation: str | None, defaults: Sequence[str]) -> Aske
     parser.add_argument("--name", help="of the files in experiments/results, or a path")
     known, settings = parser.parse_known_args()
     config, fresh = parse(known.experiment, [*defaults, *settings])
-    line = " ".join([f"python -m experiments.{module}", *sys.argv[1:]])
-    return Asked(Path(known.experiment).stem, config, fresh, known.name, line)
+    return Asked(Path(known.experiment).stem, config, fresh, known.name, typed(module))

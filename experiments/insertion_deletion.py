@@ -39,7 +39,7 @@ from cil.records import figure_bytes, with_ending, write_bytes
 from cil.robustness import check_one_experiment
 from cil.run import exit_code
 from cil.table import markdown, provenance, show
-from experiments.asking import RESULTS
+from experiments.asking import place_of, typed
 from experiments.attributions import CAPTUM, RANDOM, Attribution, Effort, Model, attribute
 from experiments.finished import Finished, add_arguments, every_label_in_turn, finished
 
@@ -78,12 +78,14 @@ def main() -> None:
     effort.check()
     runs = [finished(folder, options) for folder in options.runs]
     check(runs, methods, options)
+    default = f"insertion_deletion_{runs[0].run.experiment}"
+    path = place_of(options.name, default, typed("insertion_deletion"))
     rows, lines = [], {}
     for name, run in named(runs).items():
         protocol = protocol_of(run, options)
         found, lines[name] = compared(name, run, methods, protocol, effort, options.images)
         rows += found
-    publish(pd.DataFrame(rows), runs, lines, options)
+    publish(pd.DataFrame(rows), runs, lines, path)
 
 
 def chosen(words: str | None) -> list[str]:
@@ -183,11 +185,10 @@ def summary(found: Curves, of: Attribution, seconds: float) -> dict[str, float]:
 
 
 def publish(
-    table: pd.DataFrame, runs: Sequence[Finished], lines: dict[str, Lines], options: Namespace
+    table: pd.DataFrame, runs: Sequence[Finished], lines: dict[str, Lines], path: Path
 ) -> None:
     """Print the table; write it, its numbers and the curves."""
     views, first = [run.run for run in runs], runs[0]
-    path = RESULTS / f"{options.name or f'insertion_deletion_{views[0].experiment}'}"
     cells = [
         [
             row.model,
@@ -201,7 +202,7 @@ def publish(
     ]
     caption = explained(table)
     show("insertion and deletion", HEADINGS, cells, caption, texts=2)
-    line = " ".join(["python -m experiments.insertion_deletion", *sys.argv[1:]])
+    line = typed("insertion_deletion")
     where = f"Explained at commit {commit()}, on {device(first.trainer)}."
     text = "\n\n".join([*provenance(views, line), where, caption, markdown(HEADINGS, cells)])
     write_bytes(with_ending(path, ".md"), (text + "\n").encode())

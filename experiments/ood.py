@@ -29,7 +29,7 @@ from cil.ood import SCORES, evaluate
 from cil.records import RunView, figure_bytes, with_ending, write_bytes
 from cil.run import exit_code
 from cil.table import markdown, percent, provenance, show
-from experiments.asking import RESULTS
+from experiments.asking import place_of, typed
 from experiments.finished import add_experiment, add_set, runs_of, settings_of
 
 HEADINGS = {"msp": "MSP", "max_logit": "max logit", "energy": "energy", "ratio": "ratio"}
@@ -49,9 +49,10 @@ def main() -> None:
             "smoothing, so that diffusion.schedule alone, whose first stage is read, can be set."
         )
     runs = [asked_by(run, settings) for run in runs_of(asked)]
+    path = place_of(asked.name, f"ood_{runs[0].experiment}", typed("ood"), runs)
     trainer = TrainerConfig(accelerator=asked.accelerator, progress=False)
     frame, used = evaluated(runs, trainer, asked.cache)
-    _report(frame, used, asked)
+    _report(frame, used, path)
 
 
 def evaluated(
@@ -92,12 +93,10 @@ def _arguments() -> Namespace:
     return parser.parse_args()
 
 
-def _report(frame: pd.DataFrame, runs: Sequence[RunView], asked: Namespace) -> None:
+def _report(frame: pd.DataFrame, runs: Sequence[RunView], path: Path) -> None:
     """Write the table, the CSV file and the figure, and print the table."""
-    path = RESULTS / (asked.name or f"ood_{runs[0].experiment}")
     headings, rows = ["method", *HEADINGS.values()], table(frame)
-    line = " ".join(["python -m experiments.ood", *sys.argv[1:]])
-    text = [*provenance(runs, line), CAPTION, markdown(headings, rows)]
+    text = [*provenance(runs, typed("ood")), CAPTION, markdown(headings, rows)]
     write_bytes(with_ending(path, ".csv"), frame.to_csv(index=False).encode())
     write_bytes(with_ending(path, ".svg"), figure_bytes(figure(frame), "svg"))
     write_bytes(with_ending(path, ".md"), ("\n\n".join(text) + "\n").encode())

@@ -42,7 +42,7 @@ from cil.robustness import (
 from cil.run import exit_code
 from cil.streams.image_scan import named
 from cil.table import markdown, percent, provenance, show
-from experiments.asking import RESULTS
+from experiments.asking import place_of, typed
 from experiments.finished import add_experiment, add_set, runs_of, settings_of
 
 CORRUPTIONS = ["gaussian_noise", "jpeg_compression", "defocus_blur", "contrast"]
@@ -65,13 +65,14 @@ def main() -> None:
         raise UserError("Nothing to evaluate: name --corruptions or --sets.")
     if settings or asked.per_class:  # not what the runs have recorded
         shifts.insert(0, Shift(CLEAN, per_class=asked.per_class))
+    path = place_of(asked.name, f"robustness_{runs[0].experiment}", typed("robustness"), runs)
     with tqdm(total=len(runs) * len(shifts), unit=" shifts") as bar:
         frames = []
         for run in runs:
             bar.set_description(f"{run.method} seed {run.seed}")
             frames.append(evaluate(run, shifts, trainer, asked.cache, bar.update))
     frame = pd.concat(frames, ignore_index=True)
-    _report(frame, runs, shifts, asked)
+    _report(frame, runs, shifts, asked, path)
 
 
 def _arguments() -> Namespace:
@@ -107,24 +108,30 @@ def _folders(sets: Sequence[str]) -> dict[str, Path]:
 
 
 def _report(
-    frame: pd.DataFrame, runs: Sequence[RunView], shifts: Sequence[Shift], asked: Namespace
+    frame: pd.DataFrame,
+    runs: Sequence[RunView],
+    shifts: Sequence[Shift],
+    asked: Namespace,
+    path: Path,
 ) -> None:
     """Write the table, the CSV file and the figure, and print the table."""
-    name = asked.name or f"robustness_{runs[0].experiment}"
-    path = RESULTS / name
     means = by_method(frame)
     names = list(dict.fromkeys(means.columns.get_level_values(0)))
     rows = [
         [str(method), *(percent(row[shift]) for shift in names)] for method, row in means.iterrows()
     ]
-    line = " ".join(["python -m experiments.robustness", *sys.argv[1:]])
+    line = typed("robustness")
     severities = sorted({s.severity for s in shifts if s.severity})
     notes = [CAPTION, f"Severities {severities}." if severities else "", *_missing(shifts)]
     if asked.per_class:
         notes.append(f"Of the stream's own test images the first {asked.per_class} of each class.")
     if asked.set:
         notes.append(f"Classified by {', '.join(asked.set)}, and not as the runs were.")
-    text = [*provenance(runs, line), *filter(None, notes), markdown(["method", *names], rows)]
+    text = [
+        *provenance(runs, line),
+        *filter(None, notes),
+        markdown(["method", *names], rows),
+    ]
     write_bytes(with_ending(path, ".csv"), frame.to_csv(index=False).encode())
     write_bytes(with_ending(path, ".md"), ("\n\n".join(text) + "\n").encode())
     headings = ["method", *(name.replace("_", " ") for name in names)]

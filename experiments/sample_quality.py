@@ -47,7 +47,7 @@ from cil.showing import group_name
 from cil.streams.stream import Stream, first_of_each
 from cil.streams.tokens import in_order
 from cil.table import markdown, provenance, show
-from experiments.asking import RESULTS
+from experiments.asking import place_of, typed
 from experiments.finished import add_arguments, named_run, trainer_of
 
 HEADINGS = ["images", "classes", "number", "FID", "precision", "recall", "recognised"]
@@ -81,6 +81,8 @@ def main() -> None:
         raise UserError("The runs learned different streams: compare those of one.")
     _check_judge(judge, judged_by, methods)
     count = _number(stream, options.images)
+    default = f"sample_quality_{views[0].experiment}"
+    path = place_of(options.name, default, typed("sample_quality"))
     reference = read(judge, of_each(stream, "test", count))
     table = pd.DataFrame(
         [
@@ -89,14 +91,13 @@ def main() -> None:
             for row in compared(reference, images, stream)
         ]
     )
-    name = options.name or f"sample_quality_{views[0].experiment}"
     accuracy = reference.hits_N.double().mean().item()
     network = (
         f"Features: the {reference.features_ND.shape[1]} values before the last layer of "
         f"{judge.backbone} of {judged_by.method} seed {judged_by.seed}, which is right for "
         f"{100 * accuracy:.1f} % of the {len(reference.labels_N)} test images compared with."
     )
-    _publish(table, RESULTS / name, [*views, judged_by], network, trainer)
+    _publish(table, path, [*views, judged_by], network, trainer)
 
 
 def _asked() -> argparse.Namespace:
@@ -247,7 +248,7 @@ def _publish(
     table: pd.DataFrame, path: Path, runs: Sequence[RunView], network: str, trainer: TrainerConfig
 ) -> None:
     """Show the table; write it as .md, and as .csv every digit."""
-    line = " ".join(["python -m experiments.sample_quality", *sys.argv[1:]])
+    line = typed("sample_quality")
     caption = (
         "FID, and precision and recall (k = 3) in per cent, against test images; recognised: the "
         "network's accuracy on the images, in per cent; decoder: training images through the "
@@ -259,7 +260,13 @@ def _publish(
     ]
     show(path.name, HEADINGS, rows, f"{caption} {network}", texts=2)
     where = f"Measured at commit {commit()} on {device(trainer)}."
-    lines = [*provenance(runs, line), where, network, caption, markdown(HEADINGS, rows)]
+    lines = [
+        *provenance(runs, line),
+        where,
+        network,
+        caption,
+        markdown(HEADINGS, rows),
+    ]
     write_bytes(with_ending(path, ".csv"), table.to_csv(index=False).encode())
     write_bytes(with_ending(path, ".md"), ("\n\n".join(lines) + "\n").encode())
     print(f"written: {with_ending(path, '.md')}")

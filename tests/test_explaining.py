@@ -304,12 +304,13 @@ def test_a_network_has_no_tokens(
 def test_without_captum_it_says_how_to_get_it(
     ran: Path,
     command: Command,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setitem(sys.modules, "captum", None)
     folder = str(ran / "finetune" / "seed0")
-    words = ["--methods=lime", "--images=2"]
+    words = ["--methods=lime", "--images=2", f"--name={tmp_path / 'table'}"]
     assert command("insertion_deletion", folder, *words) == 2
     assert "pip install -e '.[explain]'" in refused(capsys)
 

@@ -1,6 +1,7 @@
 """Seen against unseen: the scores worked by hand, and runs asked as they were in between."""
 
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cil.errors import UserError
 from cil.methods.registry import restore
 from cil.ood import SCORES, auroc, evaluate, familiarity
 from cil.records import RunView, read_runs
+from experiments import asking
 from experiments import ood as command
 
 TRAINER = TrainerConfig(accelerator="cpu", progress=False)
@@ -165,6 +167,31 @@ def test_the_table_is_written_from_the_runs(
     assert np.isfinite(numbers["auroc"]).all()
 
 
+@pytest.mark.integration
+def test_a_table_that_is_there_is_kept_from_other_lines_and_fewer_runs(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(asking, "RESULTS", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    runs = Path("runs") / "split_digits"
+    for method in ("var-adapter", "finetune"):
+        shutil.copytree(trained / "split_digits" / method, runs / method)
+    assert ask(monkeypatch, str(runs)) == 0
+    path = tmp_path / "ood_split_digits.md"
+    before = path.read_bytes()
+    assert ask(monkeypatch, str(runs), "--methods", "finetune") == 2
+    assert f"{path} was written by another line" in capsys.readouterr().err
+    path.write_bytes(before + b"more")
+    assert ask(monkeypatch, str(runs)) == 0
+    assert path.read_bytes() == before, "the same line and runs: it is written again"
+    shutil.rmtree(runs / "finetune")
+    assert ask(monkeypatch, str(runs)) == 2
+    assert f"{path} has numbers of finetune seed 0" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert ask(monkeypatch, str(runs), "--name=ood_split_digits") == 0
+    assert path.read_bytes() != before
+
+
 # --- bad input ---
 
 
@@ -178,7 +205,7 @@ def test_a_run_that_kept_too_little_is_left_out_by_name(
     with pytest.raises(UserError, match=r"--fresh --trainer\.keep_checkpoints=true"):
         evaluate(view(runs, "finetune"), TRAINER, tmp_path)
     capsys.readouterr()
-    assert ask(monkeypatch, str(runs), f"--cache={tmp_path}") == 2
+    assert ask(monkeypatch, str(runs), f"--cache={tmp_path}", f"--name={tmp_path / 'x'}") == 2
     assert "keep_checkpoints" in capsys.readouterr().err.splitlines()[-1]
 
 
