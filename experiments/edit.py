@@ -41,6 +41,8 @@ from cil.streams.stream import Stream
 from cil.table import show
 from experiments.finished import add_arguments, finished, picture, pixels
 
+SEEDS = 2**32  # that there are
+
 
 def main() -> None:
     options = _asked()
@@ -96,8 +98,11 @@ def _asked() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, help="the picture's file, a .png")
     add_arguments(parser)
     options = parser.parse_args()
-    if options.copies < 1 or options.seed < 0:
-        raise UserError("--copies must be 1 or more, and --seed 0 or more.")
+    if options.copies < 1 or not 0 <= options.seed <= SEEDS - options.copies:
+        raise UserError(
+            f"--copies must be 1 or more, and --seed 0 or more and the last of them {SEEDS - 1} at "
+            "most."
+        )
     if options.cover is not None and not 0 <= options.cover < 1:
         raise UserError(f"--cover is {options.cover}: give a share of a token, from 0 to below 1.")
     if options.out is not None and options.out.suffix != ".png":

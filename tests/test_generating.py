@@ -175,6 +175,8 @@ def test_what_edit_refuses(root: Path, tmp_path: Path, command: Command) -> None
         (run, "--image=0", box, "--cover=1"): "--cover is 1.0: give a share of a token",
         (run, "--image=0", box, "--cover=nan"): "--cover is nan",
         (run, "--image=0", box, "--copies=0"): "--copies must be 1 or more",
+        (run, "--image=0", box, "--seed=-1"): "--seed 0 or more",
+        (run, "--image=0", box, "--seed=4294967295", "--copies=2"): "4294967295 at most",
         (run, "--image=0", box, "--out=a.jpg"): "ends in .png",
         (of(root, "diffusion-adapter"), "--image=0", box): "only a VAR has tokens to keep",
     }
