@@ -104,6 +104,9 @@ def main() -> None:
     sizes.add_argument("--condition_from", type=int, nargs="+", default=[0], metavar="BLOCK")
     sizes.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 96], metavar="N")
     options = parser.parse_args()
+    counts = [options.classes, options.rounds, *options.images, *options.batch_sizes]
+    if min(counts) < 1:
+        raise UserError("--classes, --images, --rounds and --batch_sizes must be 1 or more.")
     trainer = TrainerConfig(accelerator=options.accelerator, progress=False)
     if options.model in SIZES:
         table, name = of_a_size(options, trainer), options.model
@@ -159,9 +162,6 @@ def of_a_run(
 
 def of_a_size(options: argparse.Namespace, trainer: TrainerConfig) -> pd.DataFrame:
     """The same for random weights and pixels, for every first block that sees the class."""
-    counts = [options.classes, options.rounds, *options.images, *options.batch_sizes]
-    if min(counts) < 1:
-        raise UserError("--classes, --images, --rounds and --batch_sizes must be 1 or more.")
     depth, rows = SIZES[options.model], []
     rate = matrix_rate(find_device(trainer))
     for first in options.condition_from:
