@@ -75,11 +75,17 @@ def read_grid(path: Path) -> Grid:
         raise UserError(f"There is no grid {path}: name a file of grids with --grid.")
     try:
         grid = yaml.safe_load(read_bytes(path)) or {}
-        if all(isinstance(v, list) and v for settings in grid.values() for v in settings.values()):
+        if grid and all(_is_grid(method, settings) for method, settings in grid.items()):
             return grid
     except (yaml.YAMLError, AttributeError):
         pass
     raise UserError(f"{path} must hold, for every method, settings with a list of values each.")
+
+
+def _is_grid(method: Any, settings: Mapping[Any, Any]) -> bool:
+    """Whether a method's name and its settings are such; AttributeError if those are no mapping."""
+    named = all(isinstance(name, str) for name in (method, *settings))
+    return named and all(isinstance(values, list) and values for values in settings.values())
 
 
 def tune(
@@ -88,7 +94,8 @@ def tune(
     """One row a trial: method, setting, seeds, numbers of `JUDGED_BY`, values, picked.
 
     Raises:
-        UserError: a method has no grid, a setting does not exist, or what `cil.run` refuses.
+        UserError: a method has no grid, or none has, a setting does not exist, or what `cil.run`
+            refuses.
     """
     wished = config.methods if isinstance(config.methods, list) else [config.methods]
     check_names(wished)
@@ -97,6 +104,10 @@ def tune(
     for method in by_set:
         if method not in grid:
             print(f"left out: {method}: the grid has no settings for it", file=sys.stderr)
+    if not methods:
+        raise UserError(
+            f"The grid has settings for none of the methods: it has them for {', '.join(grid)}."
+        )
     trials = [(method, values) for method in methods for values in combinations(method, grid)]
     stream = replace(config.stream, evaluate="validation", stop_after=experiences)
     config = replace(config, stream=stream)
