@@ -18,16 +18,17 @@ import sys
 
 from cil.run import exit_code, run
 from cil.table import publish
-from experiments.asking import RESULTS, asked
+from experiments.asking import asked, place_of
 
 DEFAULTS = ("--methods=[all]", "--seeds=[0,1,2]")
 
 
 def main() -> None:
     what = asked("forgetting", __doc__, DEFAULTS)
+    path = place_of(what.name, what.experiment, what.line)
     runs = run(what.experiment, what.config, what.fresh)
     if runs:  # of several processes the first one alone has them
-        publish(runs, RESULTS / (what.name or what.experiment), what.line)
+        publish(runs, path, what.line)
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from cil.errors import UserError
-from cil.records import RunView, write_bytes
+from cil.records import RunView, with_ending, write_bytes
 from cil.run import complete, exit_code
 from cil.streams import open_stream
 from cil.table import markdown, provenance, show
-from experiments.asking import RESULTS, asked
+from experiments.asking import asked, place_of
 
 DEFAULTS = (
     "--methods=[finetune,cwr,diffusion-adapter,var-adapter]",
@@ -51,13 +51,13 @@ def main() -> None:
             f"{what.experiment}: choose one that makes two, such as b0-5 of ten classes."
         )
     name = f"two_tasks_{what.experiment}"
+    path = with_ending(place_of(what.name, name, what.line), ".md")
     runs = complete(name, what.config, what.fresh)
     if not runs:  # of several processes the first one alone has them
         return
     rows = table(runs)
     show(name, HEADINGS, rows, CAPTION)
     lines = [*provenance(runs, what.line), CAPTION, markdown(HEADINGS, rows)]
-    path = RESULTS / f"{what.name or name}.md"
     write_bytes(path, ("\n\n".join(lines) + "\n").encode())
     print(f"written: {path}")
 

@@ -75,6 +75,13 @@ def test_two_tasks_are_two(
     assert said.count("\n") == 1
 
 
+def test_a_table_of_another_line_is_kept(tmp_path: Path) -> None:
+    result = command("experiments.forgetting", "split_digits", "--seeds=[7]", *folders(tmp_path))
+    assert result.returncode == 2
+    assert "split_digits.md was written by another line" in result.stderr
+    assert not list(tmp_path.rglob("progress.json"))
+
+
 @pytest.mark.parametrize("name", ["forgetting", "two_tasks", "sample_quality"])
 def test_help_teaches(name: str) -> None:
     result = command(f"experiments.{name}", "--help")
