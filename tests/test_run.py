@@ -160,8 +160,7 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
     monkeypatch.setattr(sys, "argv", ["efficiency", str(replay), *options])
     assert run.exit_code(efficiency.main) == 2
     assert "is no run of a var method" in capsys.readouterr().err
-    words = ["efficiency", str(runs / "var" / "seed0"), *options, "--rounds=0"]
-    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(sys, "argv", ["efficiency", str(place), *options, "--rounds=0"])
     assert run.exit_code(efficiency.main) == 2
     assert "--rounds and --batch_sizes must be 1 or more" in capsys.readouterr().err
 

@@ -314,7 +314,7 @@ def write_figure(path: Path, figure: "Figure", vector: bool = True) -> Path:
     """Write a figure as PNG under `path`, and as SVG beside it; of photographs no `vector`."""
     if vector:
         write_bytes(path.with_suffix(".svg"), figure_bytes(figure, "svg"))
-        figure.set_layout_engine("none")  # both have one layout: finding it takes half the time
+        figure.set_layout_engine("none")  # both have one layout, and finding it takes long
     write_bytes(path, figure_bytes(figure, "png"))
     return path
 
