@@ -106,6 +106,15 @@ class VARConfig:
     """Weight decay of a trunk's matrices; vectors, embeddings and adapters have none."""
     condition_dropout: float = 0.1
     """Share of training images shown with the null class while the trunk learns."""
+    cca_steps: int = 0
+    """Optimiser steps of condition contrastive alignment (A-VARC+), once a class group has learned:
+    its classes' likelihoods learn to differ; 0: none."""
+    cca_lr: float = 1.0e-3
+    """Peak learning rate of the alignment."""
+    cca_beta: float = 0.02
+    """How soon a changed likelihood is enough; for images of 680 tokens, of fewer it is larger."""
+    cca_lambda: float = 50.0
+    """Weight of making other classes of the group less likely, against the image's own more so."""
     rotations: bool = True
     """Whether tokenizer and trunk learn images turned by random quarters, each turn its classes."""
     scale_weights: bool = True

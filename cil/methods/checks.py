@@ -18,6 +18,10 @@ _RANGES = {
     "smoothing_sigma": (0, math.inf),
     "drop_path": (0, 0.99),
     "condition_dropout": (0, 0.99),
+    "cca_steps": (0, math.inf),
+    "cca_lr": (1e-12, math.inf),
+    "cca_beta": (1e-12, math.inf),
+    "cca_lambda": (0, math.inf),
     "lr": (1e-12, math.inf),
 }
 # Setting -> the least and the most it may be; those not named may be any number above 0.

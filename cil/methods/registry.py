@@ -85,8 +85,10 @@ def settings(name: str, config: Config, seed: int) -> dict[str, Any]:
     if name in DISCRIMINATIVE:
         own = asdict(config.discriminative)
         return sections | {"discriminative": {k: own[k] for k in RECIPES[name].settings(own)}}
-    own = {_kind(name): asdict(_generative(name, config))}
-    return sections | {"tokenizer": asdict(config.tokenizer)} | own
+    own = asdict(_generative(name, config))
+    if not own.get("cca_steps"):  # how to align means nothing where nothing is aligned
+        own = {k: v for k, v in own.items() if not k.startswith("cca_")}
+    return sections | {"tokenizer": asdict(config.tokenizer), _kind(name): own}
 
 
 def is_of(settings: Mapping[str, Any], kind: str) -> bool:

@@ -19,6 +19,7 @@ from cil.classify.smoothing import image_seeds, noisy_copies, varied_copies
 from cil.classify.straight_through import straight_through_scores
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.generate import sample
+from cil.methods.cca_module import CCAModule
 from cil.methods.groundwork import Groundwork
 from cil.methods.learning_cost import encoding_macs, steps_macs, tokenizer_macs
 from cil.methods.made_once import State, digest
@@ -35,6 +36,7 @@ from cil.streams.tokens import EncodedImages, Views, shuffled, tokens_of
 # Settings of what comes after the trunk, on which it does not depend.
 _AFTER_THE_TRUNK = (
     *("plasticity", "adapter_rank", "adapter_layers", "steps"),
+    *("cca_steps", "cca_lr", "cca_beta", "cca_lambda"),
     *("schedule", "smoothing", "smoothing_samples", "smoothing_mean", "smoothing_sigma"),
 )
 
@@ -109,6 +111,8 @@ class VARMethod:
         self.learning_macs += self._macs(self.settings.steps)
         title = f"{self.name} experience {experience.index + 1}/{self.experiences}"
         self.train_on(tokens, self.settings.steps, title, log, steps_before)
+        if self.settings.cca_steps and len(experience.labels) > 1:
+            self._align(tokens, f"{title}, alignment", log, steps_before + self.settings.steps)
         if self.settings.schedule == "adaptive":
             self._fit_margins(experience.validation)
         return saved + float(facts["saved"])
@@ -351,6 +355,24 @@ class VARMethod:
             clip=2.0,
         )
         self.model.eval()
+
+    def _align(self, tokens: EncodedImages, title: str, log: StepLog, first_step: int) -> None:
+        """Teach the newest group what tells its classes apart (see `CCAModule`)."""
+        settings = self.settings
+        fit(
+            CCAModule(self.model, self.tokenizer, settings, self.trainer),
+            shuffled(tokens, settings.batch_size),
+            steps=settings.cca_steps,
+            title=title,
+            settings=self.trainer,
+            log=log,
+            batch_key="var.batch_size",
+            first_step=first_step,
+            clip=2.0,
+        )
+        # Of a step's usual three forward passes an image eight: three under each of two classes,
+        # and one under each by the model as it was.
+        self.learning_macs += self._macs(settings.cca_steps) * 8 / 3
 
     def _fitted_scale_weights(self, held_out: Dataset) -> Tensor:
         if not self.settings.scale_weights:
