@@ -189,7 +189,7 @@ def _draw_curve(
 ) -> tuple[float, float]:
     """Draw values (seeds, X) in per cent at x; returns where the line ends."""
     colour, marker = style
-    mean = np.nanmean(values, axis=0)
+    mean = np.ma.masked_invalid(values).mean(axis=0).filled(np.nan)  # of places not known: NaN
     if len(values) > 1:
         low, high = _interval(values) if band == "confidence" else _range(values)
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
