@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from cil import plots
 from cil.config import TrainerConfig
+from cil.environment import commit, device
 from cil.errors import UserError
 from cil.methods.registry import asked_by
 from cil.ood import SCORES, evaluate
@@ -52,7 +53,7 @@ def main() -> None:
     path = place_of(asked.name, f"ood_{runs[0].experiment}", typed("ood"), runs)
     trainer = TrainerConfig(accelerator=asked.accelerator, progress=False)
     frame, used = evaluated(runs, trainer, asked.cache)
-    _report(frame, used, path)
+    _report(frame, used, trainer, path)
 
 
 def evaluated(
@@ -93,10 +94,13 @@ def _arguments() -> Namespace:
     return parser.parse_args()
 
 
-def _report(frame: pd.DataFrame, runs: Sequence[RunView], path: Path) -> None:
+def _report(
+    frame: pd.DataFrame, runs: Sequence[RunView], trainer: TrainerConfig, path: Path
+) -> None:
     """Write the table, the CSV file and the figure, and print the table."""
     headings, rows = ["method", *HEADINGS.values()], table(frame)
-    text = [*provenance(runs, typed("ood")), CAPTION, markdown(headings, rows)]
+    where = f"Evaluated at commit {commit()}, on {device(trainer)}."
+    text = [*provenance(runs, typed("ood")), where, CAPTION, markdown(headings, rows)]
     write_bytes(with_ending(path, ".csv"), frame.to_csv(index=False).encode())
     write_bytes(with_ending(path, ".svg"), figure_bytes(figure(frame), "svg"))
     write_bytes(with_ending(path, ".md"), ("\n\n".join(text) + "\n").encode())

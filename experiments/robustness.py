@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from cil import plots
 from cil.config import TrainerConfig
+from cil.environment import commit, device
 from cil.errors import UserError
 from cil.methods.registry import asked_by
 from cil.records import RunView, figure_bytes, with_ending, write_bytes
@@ -120,18 +121,16 @@ def _report(
     rows = [
         [str(method), *(percent(row[shift]) for shift in names)] for method, row in means.iterrows()
     ]
-    line = typed("robustness")
     severities = sorted({s.severity for s in shifts if s.severity})
     notes = [CAPTION, f"Severities {severities}." if severities else "", *_missing(shifts)]
     if asked.per_class:
         notes.append(f"Of the stream's own test images the first {asked.per_class} of each class.")
     if asked.set:
         notes.append(f"Classified by {', '.join(asked.set)}, and not as the runs were.")
-    text = [
-        *provenance(runs, line),
-        *filter(None, notes),
-        markdown(["method", *names], rows),
-    ]
+    place = device(TrainerConfig(accelerator=asked.accelerator))
+    where = f"Evaluated at commit {commit()}, on {place}."
+    table = markdown(["method", *names], rows)
+    text = [*provenance(runs, typed("robustness")), where, *filter(None, notes), table]
     write_bytes(with_ending(path, ".csv"), frame.to_csv(index=False).encode())
     write_bytes(with_ending(path, ".md"), ("\n\n".join(text) + "\n").encode())
     headings = ["method", *(name.replace("_", " ") for name in names)]

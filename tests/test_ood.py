@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cil import ood, run
 from cil.config import TrainerConfig
+from cil.environment import commit
 from cil.errors import UserError
 from cil.methods.registry import restore
 from cil.ood import SCORES, auroc, evaluate, familiarity
@@ -153,6 +154,7 @@ def test_the_table_is_written_from_the_runs(
     assert ask(monkeypatch, *words, "--set", "var.schedule=a_varc") == 2  # would change nothing
     text = place.with_suffix(".md").read_text()
     assert f"python -m experiments.ood {' '.join(words)} --methods var-adapter finetune" in text
+    assert f"Evaluated at commit {commit()}" in text
     numbers = pd.read_csv(place.with_suffix(".csv"))
     cells = {
         row[0]: row[1:]

@@ -12,6 +12,7 @@ from tiny import TINY, folders
 
 from cil import robustness, run
 from cil.config import TrainerConfig
+from cil.environment import commit
 from cil.errors import UserError
 from cil.methods.registry import asked_by, restore
 from cil.records import RunView, read_runs
@@ -209,6 +210,7 @@ def test_the_table_is_written_from_the_runs(
     numbers = pd.read_csv(place.with_suffix(".csv"))
     assert len(numbers) == 2 * 2 * 5  # methods, seeds, clean and two corruptions at two severities
     text = place.with_suffix(".md").read_text()
+    assert f"Evaluated at commit {commit()}" in text
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
         for line in text.splitlines()
