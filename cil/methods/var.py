@@ -357,7 +357,10 @@ class VARMethod:
         self.model.eval()
 
     def _align(self, tokens: EncodedImages, title: str, log: StepLog, first_step: int) -> None:
-        """Teach the newest group what tells its classes apart (see `CCAModule`)."""
+        """Teach the newest group what tells its classes apart (see `CCAModule`).
+
+        Without stochastic depth: a ratio of likelihoods is of two models that read alike.
+        """
         settings = self.settings
         fit(
             CCAModule(self.model, self.tokenizer, settings, self.trainer),
