@@ -66,7 +66,8 @@ def few_digits() -> Stream:
 
 
 def configured(name: str, trainer: TrainerConfig, cache: Path) -> Config:
-    # More phis than scales and a block that does not see the class; one method drops paths.
+    # More phis than scales and a block that does not see the class; one method drops paths and
+    # aligns its groups.
     tokenizer = TokenizerConfig(
         channels=8, multipliers=[1, 1], latent_channels=4, vocabulary=32, phis=6, steps=8,
         batch_size=16, lr=5e-3,
@@ -74,6 +75,7 @@ def configured(name: str, trainer: TrainerConfig, cache: Path) -> Config:
     var = VARConfig(
         depth=2, width=16, heads=2, adapter_rank=2, views=1, first_steps=6, steps=4, batch_size=16,
         condition_from=1, drop_path=0.1 if name == DROPPING else 0.0, smoothing_samples=2,
+        cca_steps=3 if name == DROPPING else 0,
     )  # fmt: skip
     diffusion = DiffusionConfig(
         depth=2, width=16, heads=2, adapter_rank=2, views=1, first_steps=6, steps=4, batch_size=16,
