@@ -25,7 +25,7 @@ from cil.methods.learning_cost import encoding_macs, steps_macs, tokenizer_macs
 from cil.methods.made_once import State, digest
 from cil.methods.method import MethodSize, StepLog
 from cil.methods.seeding import seed_all
-from cil.methods.training import autocast, find_device, fit, pays_to_compile
+from cil.methods.training import LoggedModule, autocast, find_device, fit, pays_to_compile
 from cil.methods.var_module import VARModule
 from cil.methods.var_parts import build_model, build_tokenizer, check_settings
 from cil.models.class_groups import Incremental
@@ -342,18 +342,9 @@ class VARMethod:
         self, tokens: EncodedImages, steps: int, title: str, log: StepLog, first_step: int = 0
     ) -> None:
         """Train what the model lets learn now."""
+        module = VARModule(self.model, self.tokenizer, self.settings, self.trainer, steps)
         self.model.train()  # Lightning leaves the mode of a module as it finds it
-        fit(
-            VARModule(self.model, self.tokenizer, self.settings, self.trainer, steps),
-            shuffled(tokens, self.settings.batch_size),
-            steps=steps,
-            title=title,
-            settings=self.trainer,
-            log=log,
-            batch_key="var.batch_size",
-            first_step=first_step,
-            clip=2.0,
-        )
+        self._fit(module, tokens, title, log, first_step)
         self.model.eval()
 
     def _align(self, tokens: EncodedImages, title: str, log: StepLog, first_step: int) -> None:
@@ -361,11 +352,19 @@ class VARMethod:
 
         Without stochastic depth: a ratio of likelihoods is of two models that read alike.
         """
-        settings = self.settings
+        module = CCAModule(self.model, self.tokenizer, self.settings, self.trainer)
+        self._fit(module, tokens, title, log, first_step)
+        # Of a step's usual three forward passes an image eight: three under each of two classes,
+        # and one under each by the model as it was.
+        self.learning_macs += self._macs(module.steps) * 8 / 3
+
+    def _fit(
+        self, module: LoggedModule, tokens: EncodedImages, title: str, log: StepLog, first_step: int
+    ) -> None:
         fit(
-            CCAModule(self.model, self.tokenizer, settings, self.trainer),
-            shuffled(tokens, settings.batch_size),
-            steps=settings.cca_steps,
+            module,
+            shuffled(tokens, self.settings.batch_size),
+            steps=module.steps,
             title=title,
             settings=self.trainer,
             log=log,
@@ -373,9 +372,6 @@ class VARMethod:
             first_step=first_step,
             clip=2.0,
         )
-        # Of a step's usual three forward passes an image eight: three under each of two classes,
-        # and one under each by the model as it was.
-        self.learning_macs += self._macs(settings.cca_steps) * 8 / 3
 
     def _fitted_scale_weights(self, held_out: Dataset) -> Tensor:
         if not self.settings.scale_weights:
