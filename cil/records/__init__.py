@@ -1,8 +1,8 @@
 """What a run leaves on disk: the only reader and writer of run folders."""
 
 from cil.files import with_ending, write_bytes, write_json
-from cil.records.layout import RunView, group_name, read_run, read_runs
 from cil.records.run_record import RunRecord, figure_bytes, finished_run, write_figure
+from cil.records.run_view import RunView, group_name, read_run, read_runs
 from cil.records.samples import Images
 from cil.records.unfinished import UnfinishedRun, unfinished_runs
 

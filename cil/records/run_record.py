@@ -17,7 +17,7 @@ from cil.errors import UserError
 from cil.files import damaged, explained, lock, write_bytes, write_json
 from cil.records import layout
 from cil.records.checkpoints import load_checkpoint, save_checkpoint
-from cil.records.layout import FloatArray, MetricRow, Progress, RunView
+from cil.records.layout import FloatArray, MetricRow, Progress
 from cil.records.resume import (
     LOCK,
     being_cleared,
@@ -28,6 +28,7 @@ from cil.records.resume import (
     note_environment,
     plain,
 )
+from cil.records.run_view import RunView, read_run
 from cil.records.samples import SAMPLES, Images, read_samples, sheet, write_samples
 
 if TYPE_CHECKING:
@@ -345,4 +346,4 @@ def finished_run(folder: Path, config: Mapping[str, Any]) -> RunView | None:
     if not (folder / layout.SUMMARY).exists() or being_cleared(folder):
         return None
     check_config(folder, layout.read_progress(folder), plain(config))
-    return layout.read_run(folder)
+    return read_run(folder)
