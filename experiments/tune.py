@@ -77,13 +77,17 @@ def read_grid(path: Path) -> Grid:
         grid = yaml.safe_load(read_bytes(path)) or {}
         if grid and all(_is_grid(method, settings) for method, settings in grid.items()):
             return grid
-    except (yaml.YAMLError, AttributeError):
+    except (yaml.YAMLError, AttributeError, TypeError):
         pass
     raise UserError(f"{path} must hold, for every method, settings with a list of values each.")
 
 
 def _is_grid(method: Any, settings: Mapping[Any, Any]) -> bool:
-    """Whether a method's name and its settings are such; AttributeError if those are no mapping."""
+    """Whether a method's name and its settings are such.
+
+    Raises:
+        AttributeError, TypeError: the settings are no mapping.
+    """
     named = all(isinstance(name, str) for name in (method, *settings))
     return named and all(isinstance(values, list) and values for values in settings.values())
 

@@ -88,6 +88,8 @@ def test_the_better_setting_is_picked_recorded_and_run(tmp_path, grid, capsys) -
         ("finetune:\n  1: [1]", ["--methods=finetune"], "a list of values each"),
         ("3:\n  discriminative.lr: [1]", ["--methods=finetune"], "a list of values each"),
         ("", ["--methods=finetune"], "a list of values each"),
+        ("finetune:", ["--methods=finetune"], "a list of values each"),
+        ("finetune: 3", ["--methods=finetune"], "a list of values each"),
         (GRID, ["--methods=generative"], "none of the methods: it has them for finetune, ncm"),
         ("finetune:\n  discriminative.rl: [1]", ["--methods=finetune"], "discriminative.rl"),
         ("finetune:\n  seeds: [1]", ["--methods=finetune"], "seeds, which is none of a method"),
