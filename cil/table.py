@@ -30,7 +30,6 @@ COSTS = {
     "stored_images": "stored",
     "stored_bytes": "bytes",
 }
-WRITTEN_BY = "Written by `{}`."  # of the command, a table's first line
 CAPTION = (
     "last: accuracy on all classes after the last experience; avg: average incremental accuracy; "
     "forget: forgetting (Chaudhry et al. 2018); BWT: backward transfer (GEM); all in per cent of "
@@ -206,7 +205,7 @@ def publish(runs: Sequence[RunView], path: Path, command: str) -> None:
 def provenance(runs: Sequence[RunView], command: str) -> list[str]:
     """Where the numbers of a table come from, in paragraphs."""
     return [
-        WRITTEN_BY.format(command),
+        f"Written by `{command}`.",
         *(f"{line[0].upper()}{line[1:]}." for line in _streams(runs)),
         f"Seeds {sorted({r.seed for r in runs})}.",
         *(f"{key}: {', '.join(sorted(_environments(runs, key)))}" for key in ("commit", "device")),

@@ -12,9 +12,9 @@ from cil.errors import UserError
 from cil.files import read_bytes, with_ending
 from cil.records import RunView
 from cil.records.layout import read_table
-from cil.table import WRITTEN_BY
 
 RESULTS = Path(__file__).parent / "results"
+SILENT = ("--fresh", "--trainer.", "--wandb.")  # arguments that begin so decide no number
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ def place_of(name: str | None, default: str, line: str, runs: Sequence[RunView] 
     """
     path = RESULTS / (name or default)
     written = with_ending(path, ".md")
-    if name is not None or not written.exists():
+    if name or not written.exists():
         return path
     first = read_bytes(written).decode(errors="replace").partition("\n")[0]
-    if first != WRITTEN_BY.format(line):
+    if _telling(first.partition("`")[2].rpartition("`")[0]) != _telling(line):
         raise UserError(
             f"{written} was written by another line, which it begins with: type that line, or give "
             "this table another --name."
@@ -58,6 +58,11 @@ def place_of(name: str | None, default: str, line: str, runs: Sequence[RunView] 
             "it another --name."
         )
     return path
+
+
+def _telling(line: str) -> list[str]:
+    """The words of a command that decide a table's numbers."""
+    return [word for word in line.split() if not word.startswith(SILENT)]
 
 
 def _runs_in(path: Path) -> set[tuple[str, int]]:

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from tiny import TINY, folders
 
+from cil.errors import UserError
 from cil.records import read_runs
 from cil.run import exit_code
-from experiments import two_tasks
+from experiments import asking, two_tasks
 
 ROOT = Path(__file__).parent.parent
 
@@ -80,6 +81,19 @@ def test_a_table_of_another_line_is_kept(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert "split_digits.md was written by another line" in result.stderr
     assert not list(tmp_path.rglob("progress.json"))
+
+
+def test_what_decides_no_number_makes_no_other_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asking, "RESULTS", tmp_path)
+    line = "python -m experiments.two_tasks split_digits"
+    (tmp_path / "two.md").write_text(f"Written by `{line} --trainer.progress=false`.\n")
+    for more in ("", " --fresh", " --trainer.accelerator=cpu"):
+        assert asking.place_of(None, "two", line + more) == tmp_path / "two"
+    for name in (None, ""):
+        with pytest.raises(UserError, match="written by another line"):
+            asking.place_of(name, "two", f"{line} --seeds=[7]")
 
 
 @pytest.mark.parametrize("name", ["forgetting", "two_tasks", "sample_quality"])
