@@ -123,8 +123,8 @@ def read_summary(folder: Path) -> dict[str, Any]:
     for key in (*NUMBERS, PRETRAINED_ON):
         if key not in summary:
             raise UserError(
-                f"{path} lacks {key}, as another version of cil wrote it; start that run over with "
-                "--fresh."
+                f"{path} lacks {key}, as another version of cil wrote it; use that, move the run "
+                "elsewhere, or start it over with --fresh."
             )
     numbers = [summary[key] for key in (*NUMBERS, *MORE_NUMBERS) if key in summary]
     if not all(isinstance(number, int | float) for number in numbers):
