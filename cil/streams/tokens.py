@@ -142,6 +142,12 @@ def floats_of(shape: tuple[int, ...]) -> np.dtype:
     return np.dtype(("<f2", shape))
 
 
+def encoding_batch(images: Dataset) -> int:
+    """How many of these images are encoded at once."""
+    pixels = images[0][0][0].numel()
+    return max(1, min(1024, _MOST_PIXELS // pixels))
+
+
 def encode_once(
     images: Views, encoding: Encoding, path: Path, key: Mapping[str, Any]
 ) -> tuple[EncodedImages, dict[str, Any]]:
@@ -282,8 +288,7 @@ def _encoded(images: Dataset, encoding: Encoding) -> Iterable[tuple[np.ndarray, 
     """
     if not len(images):  # type: ignore[arg-type]  # fewer than devices
         return
-    pixels = images[0][0][0].numel()
-    loader = in_order(images, max(1, min(1024, _MOST_PIXELS // pixels)), encoding.workers)
+    loader = in_order(images, encoding_batch(images), encoding.workers)
     dtype = torch.int16 if encoding.content.base.kind == "i" else torch.float16
     hidden = not encoding.progress or len(loader) < _LONG or not parallel.is_first()
     waiting = None

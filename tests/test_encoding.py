@@ -1,0 +1,48 @@
+"""experiments/encoding.py: how fast images become tokens, compared with its parts."""
+
+import csv
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import TINY
+
+from cil import run
+from cil.config import StreamConfig
+from cil.streams import open_stream
+from experiments import encoding
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_encoding_stands_beside_its_parts(
+    workers: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["encoding", "split_digits", *TINY, f"--results={tmp_path}", f"--cache={tmp_path}"]
+    words += ["--trainer.accelerator=cpu", f"--trainer.workers={workers}", "--var.views=2"]
+    monkeypatch.setattr(sys, "argv", [*words, "--rounds=1"])
+    assert run.exit_code(encoding.main) == 0
+    assert "slower part" in capsys.readouterr().out
+    (path,) = tmp_path.glob("encoding-split_digits-16px-*.csv")
+    with path.open() as file:
+        (row,) = csv.DictReader(file)
+    stream = open_stream(StreamConfig())
+    assert int(row["images"]) == 2 * len(stream.experiences[0].train)  # type: ignore[arg-type]
+    assert int(row["processes"]) == workers
+    rates = {part: float(row[part]) for part in encoding.PARTS}
+    assert row["slower_part"] == min(("loading", "tokenizer"), key=rates.__getitem__)
+    assert float(row["share"]) == pytest.approx(rates["both"] / rates[row["slower_part"]])
+    assert not list(tmp_path.glob("tokens/*"))  # what was only timed is kept for no run
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"), [("--rounds=0", "--rounds is 0"), ("--var.view=2", "did you mean --var.views")]
+)
+def test_what_it_refuses(
+    bad: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["encoding", "split_digits", bad])
+    assert run.exit_code(encoding.main) == 2
+    assert said in capsys.readouterr().err
