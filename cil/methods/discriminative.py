@@ -28,7 +28,7 @@ from cil.methods.method import MethodSize, StepLog
 from cil.methods.pickling import dumps, loads
 from cil.methods.recipes import BACKBONE, RECIPES, Recipe
 from cil.methods.seeding import seed_all
-from cil.methods.training import autocast, fitting, pays_to_compile
+from cil.methods.training import autocast, fitting
 from cil.models.backbones import SMALLEST_FOR_RESNET, Features, backbone_name, build_backbone
 from cil.models.macs import macs
 from cil.streams.stream import Experience, Stream, View
@@ -108,8 +108,7 @@ class Discriminative:
                 network, width = build_backbone(
                     self.backbone, self.stream.channels, self.stream.image_size
                 )
-                compiled = pays_to_compile(network, self.trainer)
-                backbone = Features(network, self._bf16(), compiled)
+                backbone = Features(network, self._bf16())
                 if self.recipe.frozen:
                     saved = self._learn_backbone(backbone, width, experience, log)
                 strategy = self._new_strategy(self.recipe, self.settings, backbone, width)
@@ -177,9 +176,8 @@ class Discriminative:
         try:
             with without_noise():
                 self.model, self.strategy = loads(state["pickled"], self._references(), self.device)
-                for features in _features(self.model):  # as asked for now
-                    features.bf16 = self._bf16()
-                    features.compiled = pays_to_compile(features.network, self.trainer)
+                for features in _features(self.model):
+                    features.bf16 = self._bf16()  # as asked for now
         except (pickle.UnpicklingError, AttributeError, ImportError, KeyError) as error:
             raise UserError(
                 f"The checkpoint of {self.name} does not fit the installed packages ({error}): "

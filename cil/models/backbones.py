@@ -5,7 +5,6 @@ from torch import Tensor, nn
 from torchvision.models import ResNet, resnet18, resnet50
 
 from cil.models.cnn import CNN
-from cil.models.compiling import compiled
 
 _RESNETS = {"resnet18": resnet18, "resnet50": resnet50}
 _LARGEST_FOR_CNN = 16  # pixels
@@ -69,15 +68,13 @@ class Features(nn.Module):
     """A backbone that computes in bfloat16 where `bf16` says so; weights and features have 32 bits.
 
     The precision is decided within, because Avalanche's training loop enters no autocast of its
-    own. With `compiled` set, what learns goes through torch.compile, one graph for all batches:
-    memories and the ends of epochs make them of many sizes.
+    own.
     """
 
-    def __init__(self, network: nn.Module, bf16: bool, compiled: bool = False) -> None:
+    def __init__(self, network: nn.Module, bf16: bool) -> None:
         super().__init__()
         self.network = network
         self.bf16 = bf16
-        self.compiled = compiled
         self.passes = Passes()
 
     def train(self, mode: bool = True) -> "Features":
@@ -89,19 +86,12 @@ class Features(nn.Module):
         if images_BCHW.is_cuda:  # the order of values that its convolutions are fastest in
             images_BCHW = images_BCHW.contiguous(memory_format=torch.channels_last)
         with torch.autocast(images_BCHW.device.type, torch.bfloat16, enabled=self.bf16):
-            features_BD = self._features(images_BCHW)
+            features_BD = self.network(images_BCHW)
         if features_BD.requires_grad:
             self.passes.learned += len(images_BCHW)
         else:
             self.passes.read += len(images_BCHW)
         return features_BD.float()
-
-    def _features(self, images_BCHW: Tensor) -> Tensor:
-        if not (self.compiled and self.training and torch.is_grad_enabled()):
-            features_BD: Tensor = self.network(images_BCHW)
-            return features_BD
-        torch._dynamo.maybe_mark_dynamic(images_BCHW, 0)
-        return compiled(type(self.network).forward)(self.network, images_BCHW)
 
 
 class Classifier(nn.Module):
