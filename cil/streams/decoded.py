@@ -92,7 +92,8 @@ def _write(
 
     header = {"descr": "|u1", "fortran_order": False, "shape": (count, 3, side, side)}
     failed = []
-    bar = tqdm(total=count, desc="decoding images, once", unit="", leave=False)
+    # disable=None: shown in a terminal, not in a log.
+    bar = tqdm(total=count, desc="decoding images, once", unit="", leave=False, disable=None)
     with replacing(path, cache.KEY) as file, ThreadPoolExecutor(parallel.cores()) as threads, bar:
         np.lib.format.write_array_header_1_0(file, header)
         for first in range(0, count, _AHEAD):

@@ -76,7 +76,8 @@ def _looked_at(folder: Path, files: Sequence[File], decode: bool) -> dict[str, F
     with ThreadPoolExecutor() as threads:
         looked = threads.map(lambda file: _look(folder, file, decode), files)
         title = f"looking at the images of {folder}"
-        bar = tqdm(looked, title, len(files), unit="", disable=len(files) < _MANY)
+        hidden = True if len(files) < _MANY else None  # None: shown in a terminal, not in a log
+        bar = tqdm(looked, title, len(files), unit="", disable=hidden)
         return {file.path: file for file in bar}
 
 
