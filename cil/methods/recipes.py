@@ -31,6 +31,9 @@ class Recipe:
     memory: str | None = None  # its argument that bounds the stored images, if it stores any
     afresh: bool = False  # it learns all experiences so far anew, and carries nothing over
     keeps_all: bool = False  # it keeps every image there was
+    # The new images' cross-entropy is over their own group's classes: over all it would push down
+    # the earlier ones, which the distillation is to keep.
+    own_classes: bool = False
     # What it keeps beside network and images, by attribute of the strategy, model or a plugin.
     carries: tuple[str, ...] = ()
 
@@ -71,8 +74,9 @@ RECIPES = {
         carries=("anchors", "importances"),
     ),
     "mas": Recipe(
-        "MAS",
+        "Naive",
         "Aljundi et al. 2018, arXiv 1711.09601",
+        plugin="MendedMAS",
         options={"lambda_reg": "mas_lambda", "alpha": "mas_alpha"},
         carries=("params", "importance"),
     ),
@@ -80,6 +84,7 @@ RECIPES = {
         "LwF",
         "Li & Hoiem 2016, arXiv 1606.09282",
         options={"alpha": "lwf_alpha", "temperature": "lwf_temperature"},
+        own_classes=True,
         carries=("lwf.prev_model",),
     ),
     "cwr": Recipe(
