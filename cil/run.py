@@ -127,6 +127,9 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
 
     Of the methods that a set's name stands for, those that the stream cannot run are named on
     stderr and left out.
+
+    Raises:
+        UserError: what `run` refuses, or no method is left.
     """
     wished, seeds = _listed(config.methods), _listed(config.seeds)
     check_names(wished)
@@ -154,10 +157,14 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
         _run_side_by_side(config, places, fresh)
     elif left:
         _run_methods(config, places, fresh)
-    if not parallel.is_first():
-        return []
-    views = [finished_run(runs[run], wanted[run]) for run in runs]
-    return [view for view in views if view is not None]
+    every = [finished_run(runs[run], wanted[run]) for run in runs if parallel.is_first()]
+    views = [view for view in every if view is not None]
+    if not parallel.broadcast(len(views)):  # all processes end alike
+        raise UserError(
+            "None of the methods can learn this stream, for the reasons given above: change what "
+            "they name, or choose other methods."
+        )
+    return views
 
 
 def _run_methods(config: Config, places: Mapping[Run, Path], fresh: bool) -> None:

@@ -399,6 +399,19 @@ def test_settings_that_do_not_fit_are_refused_before_a_folder_is_made(
     assert not (tmp_path / "runs").exists(), "the line put right must not find the wrong one's"
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_no_method_that_can_learn_the_stream_is_said(
+    jobs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scales = "--tokenizer.scales=[1,2,3,5]"
+    arguments = line(tmp_path, "--methods=[generative]", scales, f"--trainer.jobs={jobs}")
+    assert run.main(arguments) == 2
+    *before, error = capsys.readouterr().err.splitlines()
+    assert any(said.startswith("left out: var-adapter: tokenizer") for said in before)
+    assert error.startswith("error: None of the methods can learn this stream")
+    assert not list(tmp_path.rglob("results.csv"))
+
+
 def test_no_accelerator(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
