@@ -2,9 +2,12 @@
 
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
+import secrets
+import time
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -67,17 +70,18 @@ class HashingWriter:
 def replacing(path: Path, key: str = "--runs") -> Iterator[HashingWriter]:
     """Write `path` whole or not at all, also when the process is killed in between.
 
-    The bytes go to a temporary name in the same folder, reach the disk, and are then renamed.
-    Only one process may write a file at a time (see `lock`), so the name can be fixed.
+    The bytes go to a temporary name in the same folder, reach the disk, and are then renamed. The
+    name is this writer's own: of several that write one file at a time, the last one counts.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    temporary = path.with_name(path.name + ".tmp")
     with explained(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        temporary, file = _open_temporary(path)
         try:
-            with temporary.open("wb") as file:
+            with file:
                 writer = HashingWriter(cast(BinaryIO, file))
                 try:
                     yield writer
@@ -87,12 +91,32 @@ def replacing(path: Path, key: str = "--runs") -> Iterator[HashingWriter]:
                     raise
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)  # while it is locked: it might pass for a leftover
         except Exception:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
         _sync_folder(path.parent)
+
+
+def _open_temporary(path: Path) -> tuple[Path, IO[bytes]]:
+    """A new file beside `path`, locked as long as it is open."""
+    while True:
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+        file = temporary.open("wb")
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return temporary, file
+        file.close()  # another process took it for a leftover before it was locked
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Remove temporary files of `path` that nobody holds: those of processes that were killed."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), left.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def with_ending(path: Path, ending: str) -> Path:
@@ -165,6 +189,15 @@ def lock(path: Path, key: str = "--runs") -> IO[str] | None:
             raise
     _locks.add(file)
     return file
+
+
+@contextmanager
+def locked(path: Path, key: str = "--runs") -> Iterator[None]:
+    """The same for a block, after waiting for another process that holds it."""
+    while (held := lock(path, key)) is None:
+        time.sleep(0.05)
+    with held:
+        yield
 
 
 def _let_go_in_child() -> None:

@@ -30,7 +30,7 @@ import yaml
 from cil.command_line import parse
 from cil.config import Config
 from cil.errors import UserError
-from cil.files import read_bytes
+from cil.files import locked, read_bytes
 from cil.methods.registry import check_names, expand, tuned
 from cil.records import RunView, write_bytes
 from cil.run import complete, exit_code
@@ -167,13 +167,20 @@ def write_picks(path: Path, trials: pd.DataFrame, command: str) -> None:
     Raises:
         UserError: the file cannot be read or written, or holds something else.
     """
+    with locked(path.with_name(f".{path.name}.lock")):  # another search may end just now
+        before = _picked_before(path)
+        picked = trials[trials.picked]
+        picks = dict(zip(picked["method"], picked["values"], strict=True))
+        text = yaml.safe_dump({"tuned": before | picks}, sort_keys=False)
+        write_bytes(path, f"# Picked on held-out images, last by: {command}\n\n{text}".encode())
+
+
+def _picked_before(path: Path) -> dict[str, Any]:
     try:
-        before = dict(yaml.safe_load(read_bytes(path))["tuned"]) if path.exists() else {}
+        return dict(yaml.safe_load(read_bytes(path))["tuned"]) if path.exists() else {}
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} holds no picks: move it away; every trial is recorded.") from None
-    picks = dict(zip(*(trials[trials.picked][key] for key in ("method", "values")), strict=True))
-    text = yaml.safe_dump({"tuned": before | picks}, sort_keys=False)
-    write_bytes(path, f"# Picked on held-out images, last by: {command}\n\n{text}".encode())
+
 
 
 if __name__ == "__main__":

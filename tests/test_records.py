@@ -605,7 +605,7 @@ def test_a_full_device_is_reported_by_the_system_itself(
     original = Path.open
 
     def open_full(self: Path, *args: Any, **kwargs: Any) -> Any:
-        full = self.name.endswith(".pt.tmp")
+        full = ".pt." in self.name and self.name.endswith(".tmp")
         return original(Path("/dev/full") if full else self, *args, **kwargs)
 
     monkeypatch.setattr(Path, "open", open_full)

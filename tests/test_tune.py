@@ -1,6 +1,8 @@
 """Settings are chosen on held-out images of the first experiences, recorded, and taken by a run."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from cil.config import Config, StreamConfig
 from cil.errors import UserError
 from cil.methods.recipes import RECIPES
 from cil.methods.registry import KINDS, NAMES, check_tuned, expand, settings
-from cil.records import read_runs
+from cil.records import read_runs, write_bytes
 from cil.streams import open_stream
 from experiments import tune
 
@@ -219,3 +221,22 @@ def test_picks_that_are_none_are_not_written_over(tmp_path: Path, content: str) 
     with pytest.raises(UserError, match="holds no picks: move it away"):
         tune.write_picks(path, pd.DataFrame(), "a command")
     assert path.read_text() == content
+
+
+def test_picks_of_searches_that_end_together_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tuned.yaml"
+
+    def slowly(path: Path, data: bytes) -> None:
+        time.sleep(0.1)
+        write_bytes(path, data)
+
+    def end(method: str) -> None:
+        row = {"method": method, "values": {"discriminative.lr": 0.1}, "picked": True}
+        tune.write_picks(path, pd.DataFrame([row]), "a command")
+
+    monkeypatch.setattr(tune, "write_bytes", slowly)
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(end, ("ewc", "lwf", "si")))
+    assert set(yaml.safe_load(path.read_text())["tuned"]) == {"ewc", "lwf", "si"}
