@@ -1,4 +1,4 @@
-"""The one exception that speaks to the user, and how an interrupt is told from a crash."""
+"""The exceptions that speak to the user, and how an interrupt is told from a crash."""
 
 
 class UserError(Exception):
@@ -10,6 +10,10 @@ class UserError(Exception):
     def __init__(self, sentence: str) -> None:
         # torch raises one from a loading process again, with the traceback in front of it.
         super().__init__(sentence.rpartition("cil.errors.UserError: ")[2].strip())
+
+
+class DivergenceError(UserError):
+    """Settings that fit, with which learning came to no numbers: a search may go on from it."""
 
 
 def is_interrupt(error: BaseException) -> bool:

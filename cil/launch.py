@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cil import parallel
 from cil.config import TrainerConfig
-from cil.errors import UserError, is_interrupt
+from cil.errors import DivergenceError, UserError, is_interrupt
 from cil.parallel import Place
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -35,7 +35,7 @@ class Report:
     """How a process failed."""
 
     when: float  # on the machine's clock, which all of them read
-    kind: str  # "refused": a UserError; "interrupted"; "crashed"
+    kind: str  # "refused": a UserError; "diverged": that kind of it; "interrupted"; "crashed"
     text: str  # the sentence, or the end of the traceback
 
 
@@ -137,6 +137,8 @@ def _explain(
     by_kind = {report.kind: report for report in sorted(reports, key=lambda r: -r.when)}
     if "refused" in by_kind:
         raise UserError(by_kind["refused"].text)
+    if "diverged" in by_kind:
+        raise DivergenceError(by_kind["diverged"].text)
     if killed:
         name = signal.Signals(-(children[killed[0]].exitcode or 0)).name
         raise UserError(
@@ -203,7 +205,8 @@ def _follow() -> None:
 
 def _report(error: BaseException) -> Report:
     if isinstance(error, UserError):
-        return Report(time.monotonic(), "refused", str(error))
+        kind = "diverged" if isinstance(error, DivergenceError) else "refused"
+        return Report(time.monotonic(), kind, str(error))
     if is_interrupt(error):
         return Report(time.monotonic(), "interrupted", "")
     return Report(time.monotonic(), "crashed", traceback.format_exc()[-LONGEST:])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cil.config import DiscriminativeConfig, TrainerConfig
-from cil.errors import UserError
+from cil.errors import DivergenceError, UserError
 from cil.methods.avalanche_steps import following, without_noise
 from cil.methods.avalanche_strategies import answers, carried_bytes, new_strategy, stored_images
 from cil.methods.checks import check_discriminative
@@ -96,7 +96,8 @@ class Discriminative:
 
         Raises:
             ValueError: `experience` is not the stream's next one.
-            UserError: it diverged, or the GPU's memory is too small.
+            DivergenceError: its weights are no numbers any more.
+            UserError: the GPU's memory is too small.
         """
         index = self.experiences_learned
         if experience.index != index:
@@ -229,7 +230,7 @@ class Discriminative:
             # No evaluation in between: the protocol evaluates, on images of its own choice.
             strategy.train(own, eval_streams=[], **reading)
         if not all(parameter.isfinite().all() for parameter in strategy.model.parameters()):
-            raise UserError(
+            raise DivergenceError(
                 f"{title} diverged, its weights are no numbers any more: lower discriminative.lr."
             )
         forwards = backbone.passes.forwards() - before

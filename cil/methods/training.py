@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 from cil import parallel
 from cil.config import TrainerConfig
-from cil.errors import UserError
+from cil.errors import DivergenceError, UserError
 from cil.methods.method import StepLog
 
 LOG_EVERY = 10  # optimiser steps between two logged values
@@ -143,7 +143,8 @@ def fit(
     `batch_key` is the setting to lower when a step does not fit in memory.
 
     Raises:
-        UserError: it diverged, or the GPU's memory is too small.
+        DivergenceError: its loss is no number any more.
+        UserError: the GPU's memory is too small.
     """
     logger = StepLogger(log, first_step)
     trainer = new_trainer(
@@ -152,7 +153,7 @@ def fit(
     with fitting(title, f"lower {batch_key}"):
         trainer.fit(module, batches)
     if not all(value.isfinite() for value in trainer.callback_metrics.values()):
-        raise UserError(
+        raise DivergenceError(
             f"{title} diverged, its loss is no number any more: lower the learning rate."
         )
     if steps % LOG_EVERY:  # the last step is always logged: it tells how many there were
