@@ -70,13 +70,18 @@ def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     parsed = _parsed(parser, [*yaml, *arguments], "the command line")
     values = parser.instantiate(parsed)
     config = Config(**{field.name: values[field.name] for field in fields(Config)})
-    given = {argument[2:].partition("=")[0] for argument in arguments if argument[:2] == "--"}
-    if "tuned" not in given:
+    keys = given(arguments)
+    if "tuned" not in keys:
         config.tuned = {
-            method: {key: value for key, value in own.items() if key not in given}
+            method: {key: value for key, value in own.items() if key not in keys}
             for method, own in config.tuned.items()
         }
     return config, parsed.fresh
+
+
+def given(arguments: Sequence[str]) -> set[str]:
+    """The keys that are asked for as --KEY=VALUE."""
+    return {argument[2:].partition("=")[0] for argument in arguments if argument[:2] == "--"}
 
 
 def near(word: str, known: Iterable[str]) -> str:

@@ -145,26 +145,45 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     if place is not None:
         parallel.join(place, config.trainer)
         atexit.register(parallel.leave)
-    folder = Path(config.runs) / experiment
-    runs = {(name, seed): folder / name / f"seed{seed}" for seed in seeds for name in names}
-    wanted = {run: settings(run[0], config, run[1]) for run in runs}
-    left = [run for run in runs if fresh or not finished_run(runs[run], wanted[run])]
-    left = parallel.broadcast(left)
-    places = {run: runs[run] for run in left}
+    left = parallel.broadcast(left_to_learn(experiment, config, fresh))
     if left and place is None and config.trainer.devices > 1:
-        launch(config.trainer, _run_methods, config, places, fresh)
+        launch(config.trainer, _run_methods, config, left, fresh)
     elif len(left) > 1 and place is None and config.trainer.jobs > 1:
-        _run_side_by_side(config, places, fresh)
+        _run_side_by_side(config, left, fresh)
     elif left:
-        _run_methods(config, places, fresh)
-    every = [finished_run(runs[run], wanted[run]) for run in runs if parallel.is_first()]
-    views = [view for view in every if view is not None]
+        _run_methods(config, left, fresh)
+    views = _finished(experiment, config) if parallel.is_first() else []
     if not parallel.broadcast(len(views)):  # all processes end alike
         raise UserError(
             "None of the methods can learn this stream, for the reasons given above: change what "
             "they name, or choose other methods."
         )
     return views
+
+
+def left_to_learn(experiment: str, config: Config, fresh: bool = False) -> dict[Run, Path]:
+    """The runs that `complete` would begin or go on with, and their places.
+
+    Raises:
+        UserError: a finished one is damaged, or was made with other settings.
+    """
+    places = _places(experiment, config)
+    done = () if fresh else [(v.method, v.seed) for v in _finished(experiment, config)]
+    return {run: place for run, place in places.items() if run not in done}
+
+
+def _finished(experiment: str, config: Config) -> list[RunView]:
+    """Those of the wanted runs that are finished; raises as `left_to_learn` does."""
+    places = _places(experiment, config).items()
+    views = [finished_run(place, settings(name, config, seed)) for (name, seed), place in places]
+    return [view for view in views if view is not None]
+
+
+def _places(experiment: str, config: Config) -> dict[Run, Path]:
+    """Every wanted run's folder."""
+    folder, names = Path(config.runs) / experiment, expand(_listed(config.methods))
+    seeds = _listed(config.seeds)
+    return {(name, seed): folder / name / f"seed{seed}" for seed in seeds for name in names}
 
 
 def _run_methods(config: Config, places: Mapping[Run, Path], fresh: bool) -> None:

@@ -9,13 +9,15 @@ over --seeds; no test image is looked at, and no later class. At a tie the avera
 experiences decides, then the order of the grid. Every trial is a run with its record under
 RUNS/EXPERIMENT-tuning; interrupted, the same line goes on where it stopped. The picks are written
 to tuned.yaml there, beside those of other methods chosen before, and a table of all trials to
-trials.csv. All other settings are the experiment's, or as given by --KEY=VALUE.
+trials.csv. A trial that diverges counts as the worst there is. All other settings are the
+experiment's, or as given by --KEY=VALUE.
 
 That hyper-parameters must be chosen on early experiences, as later ones are not there yet, is
 argued by Chaudhry et al. 2019, "Efficient lifelong learning with A-GEM" (arXiv 1812.00420).
 """
 
 import itertools
+import math
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,16 +29,18 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from cil.command_line import parse
+from cil.command_line import given, parse
 from cil.config import Config
-from cil.errors import UserError
+from cil.errors import DivergenceError, UserError
 from cil.files import locked, read_bytes
-from cil.methods.registry import check_names, expand, tuned
+from cil.methods.registry import build, check_names, expand
 from cil.records import RunView, write_bytes
-from cil.run import complete, exit_code
+from cil.run import complete, exit_code, left_to_learn
+from cil.streams import open_stream
 
 GRIDS = Path(__file__).parent.parent / "configs" / "grids"
 Grid = Mapping[str, Mapping[str, Sequence[Any]]]  # method -> setting -> values
+Trial = tuple[str, dict[str, Any]]  # a method and its values
 JUDGED_BY = ["last_accuracy", "average_incremental_accuracy"]
 
 
@@ -53,15 +57,19 @@ def _command(arguments: list[str]) -> None:
     own, others = parser.parse_known_args(arguments)
     config, fresh = parse(own.experiment, others)
     stem = Path(own.experiment).stem
-    grid, name = read_grid(own.grid or GRIDS / f"{stem}.yaml"), f"{stem}-tuning"
-    trials = tune(name, config, grid, own.experiences, fresh)
-    if trials.empty:  # of several processes the first one alone has them
+    trials = trials_of(config, read_grid(own.grid or GRIDS / f"{stem}.yaml"))
+    check_given(others, trials)
+    stream = replace(config.stream, evaluate="validation", stop_after=own.experiences)
+    name = f"{stem}-tuning"
+    table = tune(name, replace(config, stream=stream), trials, fresh)
+    if table.empty:  # of several processes the first one alone has them
         return
     folder = Path(config.runs) / name
     command = " ".join(["python -m experiments.tune", *arguments])
-    write_picks(folder / "tuned.yaml", trials, command)
-    write_bytes(folder / "trials.csv", trials.drop(columns="values").to_csv(index=False).encode())
-    print(trials.drop(columns="values").to_string(index=False, float_format="{:.3f}".format))
+    write_picks(folder / "tuned.yaml", table, command)
+    shown = table.drop(columns="values")
+    write_bytes(folder / "trials.csv", shown.to_csv(index=False).encode())
+    print(shown.to_string(index=False, float_format="{:.3f}".format))
     print(f"picks: --config={folder / 'tuned.yaml'}")
 
 
@@ -92,16 +100,13 @@ def _is_grid(method: Any, settings: Mapping[Any, Any]) -> bool:
     return named and all(isinstance(values, list) and values for values in settings.values())
 
 
-def tune(
-    name: str, config: Config, grid: Grid, experiences: int, fresh: bool = False
-) -> pd.DataFrame:
-    """One row a trial: method, setting, seeds, numbers of `JUDGED_BY`, values, picked.
+def trials_of(config: Config, grid: Grid) -> list[Trial]:
+    """All combinations of the methods that are asked for.
 
     Raises:
-        UserError: a method has no grid, or none has, a setting does not exist, or what `cil.run`
-            refuses.
+        UserError: a method does not exist or has no grid, or none has.
     """
-    wished = config.methods if isinstance(config.methods, list) else [config.methods]
+    wished = _listed(config.methods)
     check_names(wished)
     by_set = [method for method in expand(wished) if method not in wished]
     methods = [method for method in expand(wished) if method in grid or method not in by_set]
@@ -112,21 +117,72 @@ def tune(
         raise UserError(
             f"The grid has settings for none of the methods: it has them for {', '.join(grid)}."
         )
-    trials = [(method, values) for method in methods for values in combinations(method, grid)]
-    stream = replace(config.stream, evaluate="validation", stop_after=experiences)
-    config = replace(config, stream=stream)
-    for method, values in trials:  # mistakes are said before anything is trained
-        tuned(method, replace(config, tuned={method: values}))
-    rows = []
+    return [(method, values) for method in methods for values in combinations(method, grid)]
+
+
+def check_given(arguments: Sequence[str], trials: Sequence[Trial]) -> None:
+    """Raises UserError for a --KEY=VALUE whose place values of the grid would take."""
+    keys = given(arguments)
     for method, values in trials:
-        trial = replace(config, methods=[method], tuned={method: values})
-        views = complete(f"{name}/{label(values)}", trial, fresh)
-        if views:
-            rows.append(_row(method, values, views))
+        for key in values:
+            if key in keys:
+                raise UserError(
+                    f"The grid tries values of {key} for {method}: take --{key} off the line, or "
+                    "the setting out of the grid."
+                )
+
+
+def tune(name: str, config: Config, trials: Sequence[Trial], fresh: bool = False) -> pd.DataFrame:
+    """One row a trial: method, setting, seeds, numbers of `JUDGED_BY`, diverged, values, picked.
+
+    One that diverged has accuracies of 0 and is never picked.
+
+    Raises:
+        UserError: a setting does not exist or is out of its range, or what `cil.run` refuses.
+    """
+    check(name, config, trials, fresh)
+    rows = []
+    for trial in trials:
+        row = _tried(name, config, trial, fresh)
+        rows += [] if row is None else [row]
     table = pd.DataFrame(rows)
     if rows:
-        table["picked"] = table.index.isin([_best(part) for _, part in table.groupby("method")])
+        learned = table[~table["diverged"]]
+        table["picked"] = table.index.isin([_best(part) for _, part in learned.groupby("method")])
+        for method in dict.fromkeys(table["method"]):
+            if method not in set(learned["method"]):
+                print(f"nothing is picked for {method}: every trial diverged", file=sys.stderr)
     return table
+
+
+def check(name: str, config: Config, trials: Sequence[Trial], fresh: bool = False) -> None:
+    """Raises UserError for mistakes of any trial that is not finished, before one is trained."""
+    left = [
+        (method, own)
+        for method, values in trials
+        if left_to_learn(f"{name}/{label(values)}", own := _laid(config, method, values), fresh)
+    ]
+    if left:
+        stream = open_stream(config.stream, Path(config.cache))
+        for method, own in left:
+            build(method, own, stream)
+
+
+def _laid(config: Config, method: str, values: dict[str, Any]) -> Config:
+    return replace(config, methods=[method], tuned={method: values})
+
+
+def _tried(name: str, config: Config, trial: Trial, fresh: bool) -> dict[str, Any] | None:
+    """A trial's row; None on all processes but the first one."""
+    method, values = trial
+    try:
+        views = complete(f"{name}/{label(values)}", _laid(config, method, values), fresh)
+    except DivergenceError as error:
+        print(f"{method} with {label(values)} counts as the worst: {error}", file=sys.stderr)
+        judged, seconds = dict.fromkeys(JUDGED_BY, 0.0), math.nan
+        row = {"method": method, "settings": label(values), "seeds": len(_listed(config.seeds))}
+        return row | judged | {"training_seconds": seconds, "diverged": True, "values": values}
+    return _row(method, values, views) if views else None
 
 
 def combinations(method: str, grid: Grid) -> Iterator[dict[str, Any]]:
@@ -152,7 +208,11 @@ def _row(method: str, values: dict[str, Any], views: Sequence[RunView]) -> dict[
     means = {key: sum(v.summary[key] for v in views) / len(views) for key in JUDGED_BY}
     seconds = sum(v.summary["training_seconds"] for v in views)
     row = {"method": method, "settings": label(values), "seeds": len(views), **means}
-    return row | {"training_seconds": seconds, "values": values}
+    return row | {"training_seconds": seconds, "diverged": False, "values": values}
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _best(trials: pd.DataFrame) -> Any:
@@ -180,7 +240,6 @@ def _picked_before(path: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(read_bytes(path))["tuned"]) if path.exists() else {}
     except (yaml.YAMLError, KeyError, TypeError, ValueError):
         raise UserError(f"{path} holds no picks: move it away; every trial is recorded.") from None
-
 
 
 if __name__ == "__main__":

@@ -96,6 +96,26 @@ def test_the_better_setting_is_picked_recorded_and_run(tmp_path, grid, capsys) -
         ("finetune:\n  discriminative.rl: [1]", ["--methods=finetune"], "discriminative.rl"),
         ("finetune:\n  seeds: [1]", ["--methods=finetune"], "seeds, which is none of a method"),
         (GRID, ["--methods=finetune", "--experiences=9"], "stop_after is 9"),
+        (
+            "finetune:\n  discriminative.lr: [0.005, -1]",
+            ["--methods=finetune"],
+            "discriminative.lr is -1.0: give it above 0",
+        ),
+        (
+            GRID + "replay:\n  discriminative.stored_images: [500, 9]",
+            ["--methods=[finetune,replay]"],
+            "stored_images is 9, too few for replay",
+        ),
+        (
+            GRID,
+            ["--methods=[ncm,finetune]", "--discriminative.lr=0.5"],
+            "tries values of discriminative.lr for finetune: take --discriminative.lr off the line",
+        ),
+        (
+            GRID,
+            ["--methods=[finetune]", "--discriminative.lr", "0.5"],
+            "tries values of discriminative.lr for finetune",
+        ),
     ],
 )
 def test_mistakes_end_in_one_sentence(content, arguments, message, tmp_path, grid, capsys) -> None:
@@ -103,6 +123,38 @@ def test_mistakes_end_in_one_sentence(content, arguments, message, tmp_path, gri
     assert tune.main(command(tmp_path, grid, *arguments)) == 2
     assert message in capsys.readouterr().err
     assert not list((tmp_path / "runs").glob("**/progress.json"))
+
+
+def test_the_line_may_set_what_the_grid_does_not_try(tmp_path: Path) -> None:
+    config, _ = parse("split_digits", ["--methods=[ncm]"])
+    grid = {"ncm": {"discriminative.backbone_epochs": [1]}, "ewc": {"discriminative.lr": [1.0]}}
+    trials = tune.trials_of(config, grid)
+    tune.check_given(["--discriminative.lr=0.5"], trials)
+
+
+@pytest.mark.integration
+def test_a_trial_that_diverges_is_the_worst_and_the_others_go_on(tmp_path, grid, capsys) -> None:
+    tried = {"discriminative.lr": [1e30, 5e-3]}
+    grid.write_text(yaml.safe_dump({"ewc": {"discriminative.lr": [1e30]}, "finetune": tried}))
+    line = command(tmp_path, grid, "--methods=[ewc,finetune]")
+    folder = tmp_path / "runs" / "split_digits-tuning"
+    tables = []
+    for _ in range(2):  # the same line says the same
+        assert tune.main(line) == 0
+        said = capsys.readouterr()
+        for method in ("ewc", "finetune"):
+            expected = f"{method} with lr=1e+30 counts as the worst: {method} experience 1/2 div"
+            assert expected in said.err
+        assert "nothing is picked for ewc: every trial diverged" in said.err
+        tables.append((folder / "trials.csv").read_text())
+        assert "diverged" in said.out
+    assert tables[0] == tables[1]
+    table = pd.read_csv(folder / "trials.csv")
+    assert table["diverged"].tolist() == [True, True, False]
+    assert table["picked"].tolist() == [False, False, True]
+    assert table["last_accuracy"].tolist()[:2] == [0, 0]
+    picks = yaml.safe_load((folder / "tuned.yaml").read_text())["tuned"]
+    assert picks == {"finetune": {"discriminative.lr": 5e-3}}
 
 
 def test_no_grid_is_one_sentence(tmp_path, capsys) -> None:
