@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 import time
 import weakref
 from collections.abc import Iterator, Mapping
@@ -37,6 +38,14 @@ def explained(path: Path, key: str = "--runs") -> Iterator[None]:
             f"{path} cannot be written or read ({error.strerror or error}); "
             f"make it accessible or choose another folder with {key}."
         ) from error
+
+
+def check_writable(folder: Path, key: str) -> None:
+    """Raises UserError, as `explained` does, where no file can be written; made if not there."""
+    with explained(folder, key):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
 
 
 class HashingWriter:

@@ -195,11 +195,11 @@ def publish(runs: Sequence[RunView], path: Path, command: str) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    write_bytes(with_ending(path, ".csv"), results(runs).to_csv(index=False).encode())
-    write_bytes(with_ending(path, ".svg"), figure_bytes(curves(runs), "svg"))
+    write_bytes(with_ending(path, ".csv"), results(runs).to_csv(index=False).encode(), "--name")
+    write_bytes(with_ending(path, ".svg"), figure_bytes(curves(runs), "svg"), "--name")
     headings = ["method", *PERCENT.values(), *COSTS.values()]
     lines = [*provenance(runs, command), CAPTION, markdown(headings, _rows(runs))]
-    write_bytes(with_ending(path, ".md"), ("\n\n".join(lines) + "\n").encode())
+    write_bytes(with_ending(path, ".md"), ("\n\n".join(lines) + "\n").encode(), "--name")
 
 
 def provenance(runs: Sequence[RunView], command: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from cil.command_line import parse
 from cil.config import Config
 from cil.errors import UserError
-from cil.files import read_bytes, with_ending
+from cil.files import check_writable, read_bytes, with_ending
 from cil.records import RunView
 from cil.records.layout import read_table
 
@@ -37,10 +37,11 @@ def place_of(name: str | None, default: str, line: str, runs: Sequence[RunView] 
     """Where a table goes, its ending aside; `default` is its name where `name` gives none.
 
     Raises:
-        UserError: no name is given, and what is there was written by another line, or has numbers
-            of runs that are not among `runs`.
+        UserError: nothing can be written there, or no name is given, and what is there was written
+            by another line, or has numbers of runs that are not among `runs`.
     """
     path = RESULTS / (name or default)
+    check_writable(path.parent, "--name")
     written = with_ending(path, ".md")
     if name or not written.exists():
         return path

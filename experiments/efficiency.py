@@ -47,6 +47,7 @@ from cil.classify.schedule import (
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
 from cil.environment import commit, device
 from cil.errors import UserError
+from cil.files import check_writable
 from cil.methods.registry import restore
 from cil.methods.scoring import BATCH_SIZE
 from cil.methods.training import autocast, find_device
@@ -107,6 +108,7 @@ def main() -> None:
     counts = [options.classes, options.rounds, *options.images, *options.batch_sizes]
     if min(counts) < 1:
         raise UserError("--classes, --images, --rounds and --batch_sizes must be 1 or more.")
+    check_writable(options.results, "--results")
     trainer = TrainerConfig(accelerator=options.accelerator, progress=False)
     if options.model in SIZES:
         table, name = of_a_size(options, trainer), options.model
@@ -125,7 +127,7 @@ def keep(table: pd.DataFrame, experiment: str, name: str, where: str, folder: Pa
     table.insert(2, "command", command(experiment, sys.argv[1:]))
     slug = re.sub(r"\W+", "-", where).strip("-").lower()
     path = folder / f"{experiment}-{name}-{slug}.csv"
-    write_bytes(path, table.to_csv(index=False).encode())
+    write_bytes(path, table.to_csv(index=False).encode(), "--results")
     return path
 
 

@@ -27,6 +27,7 @@ from cil.command_line import parse
 from cil.config import Config
 from cil.environment import device
 from cil.errors import UserError
+from cil.files import check_writable
 from cil.methods.registry import build
 from cil.methods.seeding import seed_all
 from cil.methods.training import find_device
@@ -56,6 +57,7 @@ def main() -> None:
     if options.rounds < 1:
         raise UserError(f"--rounds is {options.rounds}: give 1 or more.")
     config, _ = parse(options.experiment, settings)
+    check_writable(options.results, "--results")
     stream = open_stream(config.stream, Path(config.cache))
     with TemporaryDirectory() as folder:
         row = measured(config, stream, options.rounds, folder)

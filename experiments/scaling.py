@@ -22,6 +22,7 @@ import torch
 from cil import parallel
 from cil.config import TrainerConfig, VARConfig
 from cil.environment import device
+from cil.files import check_writable
 from cil.launch import launch
 from cil.methods.scoring import score
 from cil.methods.seeding import seed_all
@@ -55,6 +56,7 @@ def main() -> None:
     parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
     options = parser.parse_args()
+    check_writable(options.results, "--results")
     rows = []
     with TemporaryDirectory() as folder:
         for count in options.devices:

@@ -58,7 +58,7 @@ def main() -> None:
     rows = table(runs)
     show(name, HEADINGS, rows, CAPTION)
     lines = [*provenance(runs, what.line), CAPTION, markdown(HEADINGS, rows)]
-    write_bytes(path, ("\n\n".join(lines) + "\n").encode())
+    write_bytes(path, ("\n\n".join(lines) + "\n").encode(), "--name")
     print(f"written: {path}")
 
 

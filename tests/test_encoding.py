@@ -37,6 +37,19 @@ def test_encoding_stands_beside_its_parts(
     assert not list(tmp_path.glob("tokens/*"))  # what was only timed is kept for no run
 
 
+def test_a_place_that_cannot_be_written_is_said_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unexpected(*_: object) -> None:
+        raise AssertionError
+
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(encoding, "measured", unexpected)
+    monkeypatch.setattr(sys, "argv", ["encoding", "split_digits", f"--results={tmp_path}/file/in"])
+    assert run.exit_code(encoding.main) == 2
+    assert "choose another folder with --results." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("bad", "said"), [("--rounds=0", "--rounds is 0"), ("--var.view=2", "did you mean --var.views")]
 )

@@ -76,6 +76,20 @@ def test_two_tasks_are_two(
     assert said.count("\n") == 1
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize("module", ["forgetting", "two_tasks"])
+def test_a_place_that_cannot_be_written_is_said_before_computing(
+    module: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    words = ["split_digits", *TINY, *folders(tmp_path / "runs"), "--methods=[finetune]"]
+    result = command(f"experiments.{module}", *words, f"--name={tmp_path}/file/in", "--seeds=[0]")
+    assert result.returncode == 2
+    assert f"{tmp_path}/file cannot be written" in result.stderr
+    assert "choose another folder with --name." in result.stderr
+    assert not list(tmp_path.rglob("progress.json"))
+
+
 def test_a_table_of_another_line_is_kept(tmp_path: Path) -> None:
     result = command("experiments.forgetting", "split_digits", "--seeds=[7]", *folders(tmp_path))
     assert result.returncode == 2
