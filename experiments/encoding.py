@@ -6,7 +6,8 @@ Of the first experience of a stream, as a VAR learns it: `var.views` of every im
 is to read and vary them, by as many processes as a run has, and nothing else (and to decode them,
 where they are too large to be kept decoded); the tokenizer, of random weights, encodes one batch
 that stays on the device as often as there are batches; both at once is what a run does, into a
-file. The rounds alternate and the fastest of each counts. The share is the rate of both at once in
+file. The rounds alternate and the fastest of each counts; what a first time alone costs, reading
+from the disk and compiling, is done before them. The share is the rate of both at once in
 that of the slower part: at 100 % the device, or the cores, never wait. Any setting may follow, as
 of `python -m cil.run`.
 """
@@ -76,7 +77,8 @@ def measured(config: Config, stream: Stream, rounds: int, folder: str) -> dict[s
     images = method.groundwork.views * len(stream.experiences[0].train)
     parts = jobs(method, stream.experiences[0])
     where, seconds = find_device(config.trainer), dict.fromkeys(PARTS, math.inf)
-    parts["tokenizer"](0)  # a first time, which compiles
+    for part in ("loading", "tokenizer"):  # a first time, which reads from the disk and compiles
+        parts[part](0)
     turns = [(seed, part) for seed in range(rounds) for part in PARTS]
     for seed, part in tqdm(turns, "rounds", leave=False, disable=not config.trainer.progress):
         timing = timed(partial(parts[part], seed), where)

@@ -2,12 +2,14 @@
 
 import csv
 import sys
+import time
 from pathlib import Path
 
 import pytest
 from tiny import TINY
 
 from cil import run
+from cil.command_line import parse
 from cil.config import StreamConfig
 from cil.streams import open_stream
 from experiments import encoding
@@ -35,6 +37,24 @@ def test_encoding_stands_beside_its_parts(
     assert row["slower_part"] == min(("loading", "tokenizer"), key=rates.__getitem__)
     assert float(row["share"]) == pytest.approx(rates["both"] / rates[row["slower_part"]])
     assert not list(tmp_path.glob("tokens/*"))  # what was only timed is kept for no run
+
+
+def test_what_a_first_time_costs_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = set()
+
+    def part(name: str) -> None:
+        if name not in began:
+            time.sleep(0.5)
+        began.update({name, "both"})  # which does what the others do
+
+    parts = {name: lambda seed, name=name: part(name) for name in encoding.PARTS}
+    monkeypatch.setattr(encoding, "jobs", lambda *_: parts)
+    config, _ = parse("split_digits", TINY)
+    row = encoding.measured(config, open_stream(config.stream), 1, str(tmp_path))
+    for name in encoding.PARTS:
+        assert row["images"] / row[name] < 0.25  # type: ignore[operator]  # seconds
 
 
 def test_a_place_that_cannot_be_written_is_said_before_measuring(
