@@ -45,6 +45,11 @@ def main() -> None:
     what = asked("two_tasks", __doc__, DEFAULTS)
     stream = what.config.stream
     groups = len(open_stream(stream, Path(what.config.cache)).experiences)
+    if groups != 2 and stream.stop_after is not None:
+        raise UserError(
+            f"stream.stop_after is {stream.stop_after}, which leaves {_counted(groups)} of "
+            f"{what.experiment}: give 2, or null where stream.protocol makes two."
+        )
     if groups != 2:
         raise UserError(
             f"stream.protocol is {stream.protocol}, which makes {groups} class groups of "
@@ -70,6 +75,10 @@ def table(runs: Sequence[RunView]) -> list[list[str]]:
         each = np.column_stack([ends, ends.mean(1)])  # seeds x (task 1, task 2, average)
         rows.append([method, *(_percent(column) for column in each.T)])
     return rows
+
+
+def _counted(groups: int) -> str:
+    return "one class group" if groups == 1 else f"{groups} class groups"
 
 
 def _percent(values: np.ndarray) -> str:

@@ -66,13 +66,26 @@ def test_two_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert written["finetune"] == [f"{100 * value:.1f}" for value in expected]
 
 
+@pytest.mark.parametrize(
+    ("setting", "blamed"),
+    [
+        (
+            "--stream.protocol=b0-2",
+            "makes 5 class groups of split_digits: choose one that makes two",
+        ),
+        ("--stream.stop_after=1", "stream.stop_after is 1, which leaves one class group of"),
+    ],
+)
 def test_two_tasks_are_two(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    setting: str,
+    blamed: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    words = ["split_digits", *folders(tmp_path), "--stream.protocol=b0-2"]
-    assert ask(monkeypatch, *words) == 2
+    assert ask(monkeypatch, "split_digits", *folders(tmp_path), setting) == 2
     said = capsys.readouterr().err
-    assert "makes 5 class groups of split_digits: choose one that makes two" in said
+    assert blamed in said
     assert said.count("\n") == 1
 
 
