@@ -4,6 +4,7 @@ No import here may cost seconds: `--help` goes through it.
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
@@ -19,6 +20,7 @@ from cil.errors import UserError
 
 set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
+Tuned = dict[str, dict[str, Any]]  # method -> setting -> value
 USAGE = "python -m cil.run EXPERIMENT [--KEY=VALUE ...]"
 
 
@@ -55,8 +57,8 @@ def find(experiment: str) -> Path:
 def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     """An experiment's Config with `arguments` laid over it, and whether to start afresh.
 
-    What is asked for as --KEY=VALUE holds for every method, also for one that a file has `tuned`
-    otherwise. `--help` and `--print_config` print and exit.
+    Files given with --config lie over the experiment in their order, what else is on the line over
+    all of them. `--help` and `--print_config` print and exit.
 
     Raises:
         UserError: unknown experiment, unknown key or a value of the wrong type.
@@ -65,18 +67,51 @@ def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     parser = _parser(path.stem)
     if {"-h", "--help"} & set(arguments):
         parser.default_config_files = [str(path)]  # so that the help shows this file's values
-    yaml = [f"--config={path}"]
-    _parsed(parser, yaml, str(path))  # alone first, so that a mistake is put down to where it is
-    parsed = _parsed(parser, [*yaml, *arguments], "the command line")
+    files, line = _files_apart(arguments)
+    files = [f"--config={path}", *files]
+    # Each for itself first: a mistake is put down to where it is, and what is tuned needs to know.
+    layers = [_parsed(parser, files[:1], str(path), alone=True)]
+    layers += [_parsed(parser, [file], "the command line", alone=True) for file in files[1:]]
+    plain = [word for word in line if not word.startswith("--print_config")]
+    given = _parsed(parser, plain, "the command line", alone=True)
+    anew = "--tuned" in {word.partition("=")[0] for word in line}
+    tuned = _tuned(layers, given, anew)
+    line = [*line, f"--tuned={json.dumps(tuned)}"]  # so that --print_config shows it
+    parsed = _parsed(parser, [*files, *line], "the command line")
     values = parser.instantiate(parsed)
-    config = Config(**{field.name: values[field.name] for field in fields(Config)})
-    keys = given(arguments)
-    if "tuned" not in keys:
-        config.tuned = {
-            method: {key: value for key, value in own.items() if key not in keys}
-            for method, own in config.tuned.items()
-        }
-    return config, parsed.fresh
+    return Config(**{field.name: values[field.name] for field in fields(Config)}), parsed.fresh
+
+
+def _files_apart(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The --config=FILE among the arguments, and the other ones."""
+    files: list[str] = []
+    line: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word == "--config" and (file := next(words, None)) is not None:
+            word = f"--config={file}"
+        (files if word.startswith("--config=") else line).append(word)
+    return files, line
+
+
+def _tuned(layers: Iterable[Namespace], line: Namespace, anew: bool) -> Tuned:
+    """What is tuned for single methods, after all files and the line.
+
+    Files add to what those below them have tuned. What a file or the line gives plainly was asked
+    for later than that, and holds for every method. With `anew` the line says all that is tuned.
+    """
+    tuned: Tuned = {}
+    for layer in (*layers, line):
+        tuned = {} if anew and layer is line else _without(tuned, {key for key, _ in layer.items()})
+        for method, own in (layer.get("tuned") or {}).items():
+            tuned[method] = tuned.get(method, {}) | own
+    return tuned
+
+
+def _without(tuned: Tuned, keys: set[str]) -> Tuned:
+    """What is tuned but for some settings, and methods for which nothing is left."""
+    left = {m: {key: own[key] for key in own if key not in keys} for m, own in tuned.items()}
+    return {method: own for method, own in left.items() if own or not tuned[method]}
 
 
 def given(arguments: Sequence[str]) -> set[str]:
@@ -109,9 +144,12 @@ def _parser(name: str) -> ArgumentParser:
     return parser
 
 
-def _parsed(parser: ArgumentParser, arguments: Sequence[str], place: str) -> Namespace:
+def _parsed(
+    parser: ArgumentParser, arguments: Sequence[str], place: str, alone: bool = False
+) -> Namespace:
+    """What the arguments say; `alone`: nothing of what they leave out."""
     try:
-        parsed = parser.parse_args(list(arguments))
+        parsed = parser.parse_args(list(arguments), defaults=not alone)
     except ArgumentError as error:
         raise UserError(_sentence(str(error), parser, place)) from error
     except UnicodeDecodeError as error:
@@ -119,9 +157,9 @@ def _parsed(parser: ArgumentParser, arguments: Sequence[str], place: str) -> Nam
             f"{place} cannot be read as settings: its text, or that of a file it names, is not "
             "UTF-8."
         ) from error
-    for field in fields(Config):
-        if is_dataclass(_type(field.name)) and not isinstance(parsed[field.name], Namespace):
-            raise UserError(_wrong(field.name, parsed[field.name], place))
+    for name in (field.name for field in fields(Config) if field.name in parsed):
+        if is_dataclass(_type(name)) and not isinstance(parsed[name], Namespace):
+            raise UserError(_wrong(name, parsed[name], place))
     return parsed
 
 

@@ -317,7 +317,8 @@ class Config:
     trunks, token maps, latents and frozen backbones. Delete it whenever no run is using it."""
     tuned: dict[str, dict[str, int | float | str | bool]] = field(default_factory=dict)
     """Settings of single methods, laid over all others: {ewc: {discriminative.ewc_lambda: 10.0}};
-    experiments/tune.py writes them."""
+    experiments/tune.py writes them. Over the experiment's come the plain values of a --config file,
+    then what that has tuned, then the line; --tuned there replaces all."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     var: VARConfig = field(default_factory=VARConfig)

@@ -93,18 +93,87 @@ def test_the_last_of_two_overrides_counts() -> None:
     assert parsed("--var.depth=6", "--var.depth=7").var.depth == 7
 
 
-@pytest.mark.parametrize("spelling", [["--discriminative.lr=0.1"], ["--discriminative.lr", "0.1"]])
+SPELLINGS = [
+    ["--discriminative.lr=0.1"],
+    ["--discriminative.lr", "0.1"],
+    ["--discriminative={lr: 0.1}"],
+]
+
+
+def experiment(folder: Path) -> str:
+    path = folder / "experiment.yaml"
+    path.write_text(
+        "discriminative: {lr: 0.5}\n"
+        "tuned:\n"
+        "  mas: {discriminative.mas_lambda: 3.0, discriminative.lr: 0.2}\n"
+        "  ncm: {discriminative.lr: 0.4}\n"
+        "  si: {discriminative.si_lambda: 10.0}\n"
+    )
+    return str(path)
+
+
+def file(folder: Path, text: str) -> str:
+    path = folder / f"{len(list(folder.iterdir()))}.yaml"
+    path.write_text(text)
+    return f"--config={path}"
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
 def test_what_is_asked_for_holds_for_methods_that_are_tuned_too(
     spelling: list[str], tmp_path: Path
 ) -> None:
-    picks = tmp_path / "tuned.yaml"
-    picks.write_text("tuned: {mas: {discriminative.mas_lambda: 3.0, discriminative.lr: 0.2}}")
-    config, _ = parse("split_digits", [f"--config={picks}", *spelling])
-    assert config.discriminative.lr == 0.1
-    assert config.tuned == {"mas": {"discriminative.mas_lambda": 3.0}}
-    own = "--tuned={mas: {discriminative.lr: 0.3}}"  # unless the same line asks for both
-    config, _ = parse("split_digits", [*spelling, own])
+    own = experiment(tmp_path)
+    picks = file(tmp_path, "tuned: {mas: {discriminative.lr: 0.3}}")
+    for line in ([picks, *spelling], [*spelling, picks]):
+        config, _ = parse(own, line)
+        assert config.discriminative.lr == 0.1
+        assert config.tuned == {
+            "mas": {"discriminative.mas_lambda": 3.0},
+            "si": {"discriminative.si_lambda": 10.0},
+        }
+    both = "--tuned={mas: {discriminative.lr: 0.3}}"  # unless the same line asks for both
+    config, _ = parse(own, [*spelling, both])
     assert config.tuned == {"mas": {"discriminative.lr": 0.3}}
+    assert parse(own, ["--tuned={}"])[0].tuned == {}
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_a_files_picks_are_laid_over_those_of_the_experiment(tmp_path: Path, words: int) -> None:
+    picks = file(tmp_path, "tuned: {mas: {discriminative.lr: 0.3}, ewc: {discriminative.lr: 1}}")
+    config, _ = parse(experiment(tmp_path), [picks] if words == 1 else picks.split("="))
+    assert config.tuned == {
+        "mas": {"discriminative.mas_lambda": 3.0, "discriminative.lr": 0.3},
+        "ncm": {"discriminative.lr": 0.4},
+        "si": {"discriminative.si_lambda": 10.0},
+        "ewc": {"discriminative.lr": 1},
+    }
+
+
+def test_what_a_file_says_holds_for_methods_that_were_tuned_before(tmp_path: Path) -> None:
+    own = experiment(tmp_path)
+    plain = "discriminative: {lr: 0.7}\n"
+    config, _ = parse(own, [file(tmp_path, plain + "tuned: {ncm: {discriminative.lr: 0.8}}")])
+    assert config.discriminative.lr == 0.7
+    assert config.tuned == {
+        "mas": {"discriminative.mas_lambda": 3.0},
+        "si": {"discriminative.si_lambda": 10.0},
+        "ncm": {"discriminative.lr": 0.8},
+    }
+    picks = file(tmp_path, "tuned: {ncm: {discriminative.lr: 0.8}}")
+    later = file(tmp_path, plain)  # two files, the second of which says it for all
+    assert "ncm" not in parse(own, [picks, later])[0].tuned
+
+
+def test_what_is_printed_is_what_would_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = [experiment(tmp_path), "--discriminative.lr=0.1", "--print_config"]
+    with pytest.raises(SystemExit):
+        run.main(line)
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["discriminative"]["lr"] == 0.1
+    assert printed["tuned"] == parse(line[0], line[1:2])[0].tuned
+    assert "discriminative.lr" not in printed["tuned"]["mas"]
 
 
 def test_fresh_is_no_part_of_the_config() -> None:
