@@ -12,6 +12,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
 
 import cil
@@ -73,9 +74,9 @@ def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     layers = [_parsed(parser, files[:1], str(path), alone=True)]
     layers += [_parsed(parser, [file], "the command line", alone=True) for file in files[1:]]
     plain = [word for word in line if not word.startswith("--print_config")]
-    given = _parsed(parser, plain, "the command line", alone=True)
-    anew = "--tuned" in {word.partition("=")[0] for word in line}
-    tuned = _tuned(layers, given, anew)
+    asked = _parsed(parser, plain, "the command line", alone=True)
+    _check_plain(asked.get("tuned") or {})
+    tuned = _tuned(layers, asked, anew="tuned" in given(line))
     line = [*line, f"--tuned={json.dumps(tuned)}"]  # so that --print_config shows it
     parsed = _parsed(parser, [*files, *line], "the command line")
     values = parser.instantiate(parsed)
@@ -117,6 +118,23 @@ def _without(tuned: Tuned, keys: set[str]) -> Tuned:
 def given(arguments: Sequence[str]) -> set[str]:
     """The keys that are asked for as --KEY=VALUE."""
     return {argument[2:].partition("=")[0] for argument in arguments if argument[:2] == "--"}
+
+
+def _check_plain(tuned: Tuned) -> None:
+    """Raises UserError where the line gives a list, a section or null for what is tuned.
+
+    In its place jsonargparse leaves all the text of --tuned.
+    """
+    for method, own in tuned.items():
+        for key, value in own.items():
+            text = value if isinstance(value, str) and key in value else ""
+            said = yaml.safe_load(text)
+            if isinstance(said, dict) and key in (said.get(method) or {}):
+                wrong = said[method][key]
+                raise UserError(
+                    f"tuned.{method} gives {key} as {'null' if wrong is None else wrong}, which "
+                    "must be a number, a word, true or false."
+                )
 
 
 def near(word: str, known: Iterable[str]) -> str:

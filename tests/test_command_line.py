@@ -232,6 +232,12 @@ def test_a_yaml_may_leave_keys_out(tmp_path: Path) -> None:
         (["--var.plasticity=adaptor"], ["var.plasticity", "adaptor", "embedding, adapter, trunk"]),
         (["--wandb.mode=on"], ["wandb.mode", "auto, online, offline, disabled"]),
         (["--trainer.accelerator=tpu"], ["trainer.accelerator", "auto, cpu, gpu"]),
+        (
+            ["--tuned={finetune: {discriminative.lr: [1,2]}}"],
+            ["tuned.finetune gives discriminative.lr as [1, 2], which must be a number"],
+        ),
+        (["--tuned={ewc: {discriminative.lr: null}}"], ["discriminative.lr as null, which"]),
+        (["--tuned={ewc: {discriminative.lr: discriminative.lr}}"], ["as discriminative.lr, wh"]),
         (["--trainer.workers=-1", "--fresh"], ["trainer.workers is -1", "give 0 to "]),
         (["--trainer.workers=100000"], ["trainer.workers is 100000", "give 0 to "]),
         (["--methods=[vra]"], ["no method 'vra'", "did you mean var"]),
