@@ -7,7 +7,8 @@ out. The same line resumes what was interrupted and shows what is finished.
 import atexit
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -151,7 +152,8 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     elif len(left) > 1 and place is None and config.trainer.jobs > 1:
         _run_side_by_side(config, left, fresh)
     elif left:
-        _run_methods(config, left, fresh)
+        with _share_of_threads(config.trainer.jobs if place is None else 1):
+            _run_methods(config, left, fresh)
     views = _finished(experiment, config) if parallel.is_first() else []
     if not parallel.broadcast(len(views)):  # all processes end alike
         raise UserError(
@@ -217,19 +219,33 @@ def _run_side_by_side(config: Config, places: Mapping[Run, Path], fresh: bool) -
 
 def _run_next(config: Config, runs: Sequence[tuple[Run, Path]], fresh: bool, states: Any) -> None:
     """One of the jobs: runs that no other has begun, until there are none left."""
+    with _share_of_threads(config.trainer.jobs):
+        stream = _open_stream(config, quiet=True)
+        while True:
+            with states.get_lock():
+                if 0 not in states[:]:
+                    return
+                number = states[:].index(0)
+                states[number] = _LEARNING
+            (name, seed), place = runs[number]
+            _run_method(name, seed, config, stream, place, fresh)
+            states[number] = _DONE
+
+
+@contextmanager
+def _share_of_threads(jobs: int) -> Iterator[None]:
+    """Within it the threads of one of so many jobs, also where it is the only one that is left.
+
+    Their number decides in which order sums are taken, and so the last bits of all that is learned.
+    """
     import torch
 
-    torch.set_num_threads(max(1, torch.get_num_threads() // config.trainer.jobs))
-    stream = _open_stream(config, quiet=True)
-    while True:
-        with states.get_lock():
-            if 0 not in states[:]:
-                return
-            number = states[:].index(0)
-            states[number] = _LEARNING
-        (name, seed), place = runs[number]
-        _run_method(name, seed, config, stream, place, fresh)
-        states[number] = _DONE
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, before // jobs))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _fitting(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import TINY, folders
 
 from cil import run
@@ -73,6 +74,23 @@ def test_interrupted_the_same_line_goes_on(tmp_path: Path) -> None:
     assert "Traceback" not in said
     assert run.main(arguments) == 0
     assert len(read_runs(tmp_path / "split_digits")) == 2
+
+
+def test_a_run_that_is_left_alone_has_as_many_threads_as_beside_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or its last bits would be others than those of a run that was never interrupted."""
+    had, before = [], torch.get_num_threads()
+    monkeypatch.setattr(run, "_run_method", lambda *_: had.append(torch.get_num_threads()))
+    torch.set_num_threads(6)
+    try:
+        for jobs in (1, 2, 4):
+            config, _ = parse("split_digits", line(tmp_path, jobs, "--methods=finetune")[1:])
+            run.complete("split_digits", config)
+            assert torch.get_num_threads() == 6
+    finally:
+        torch.set_num_threads(before)
+    assert had == [6, 3, 1]
 
 
 def evaluated(place: Path) -> bool:
