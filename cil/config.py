@@ -235,7 +235,8 @@ class DiscriminativeConfig:
     scr_temperature: float = 0.1
     """scr: temperature of the contrastive loss (its paper: 0.1)."""
     bic_held_out: float = 0.1
-    """bic: share of the stored images that its bias is fitted on (its paper: 0.1)."""
+    """bic: share of the stored images that its bias is fitted on (its paper: 0.1), and the most of
+    a class's images that it takes for that."""
     bic_epochs: int = 200
     """bic: passes over those that its bias is fitted on; the learning rate falls after 50, 100 and
     150 of them."""

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from avalanche.benchmarks.utils import concat_datasets
 from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoader
 from avalanche.models import FeCAMClassifier, avalanche_forward
 from avalanche.training.plugins import AGEMPlugin, BiCPlugin, MASPlugin, bic
-from avalanche.training.storage_policy import ClassBalancedBuffer
+from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamplingBuffer
 from avalanche.training.supervised import DER, ER_ACE, StreamingLDA
 from avalanche.training.utils import zerolike_params_dict
 from einops import rearrange
@@ -157,13 +158,34 @@ class MendedBiC(BiCPlugin):
     """BiC within the memory it is given, its images held out for the bias counted in.
 
     Avalanche's stores those on top; passes MultiStepLR the argument `verbose`, which torch no
-    longer knows (TypeError in the second experience); and takes the old network's softmax over the
-    images of a batch, where the paper has the old classes (arXiv 1905.13260, equation 1).
+    longer knows (TypeError in the second experience); takes the old network's softmax over the
+    images of a batch, where the paper has the old classes (arXiv 1905.13260, equation 1); and holds
+    out as many images of a class as the memory has room for, though it may have no more than those.
     """
 
     def __init__(self, mem_size: int, val_percentage: float, **options: Any) -> None:
         super().__init__(mem_size, val_percentage=val_percentage, **options)
         self.storage_policy = ClassBalancedBuffer(mem_size - int(val_percentage * mem_size))
+
+    def before_train_dataset_adaptation(self, strategy: Any, **_: Any) -> None:
+        """Hold out of every new class its part of the memory, or its share of its own images."""
+        images, experience = strategy.experience.dataset, strategy.clock.train_exp_counter
+        of_class: dict[int, list[int]] = {}
+        for index, label in enumerate(images.targets):
+            of_class.setdefault(int(label), []).append(index)
+        self.class_to_tasks |= dict.fromkeys(of_class, experience)
+        self.seen_classes.update(of_class)
+        rooms = self.get_group_lengths(len(self.seen_classes))
+        room_of = dict(zip(self.seen_classes, rooms, strict=True))
+        kept = []
+        for label, own in of_class.items():
+            held_out = min(room_of[label], max(1, int(self.val_percentage * len(own))))
+            self.val_buffer[label] = ReservoirSamplingBuffer(room_of[label])
+            self.val_buffer[label].update_from_dataset(images.subset(own[:held_out]))
+            kept.append(images.subset(own[held_out:]))
+        for label, buffer in self.val_buffer.items():
+            buffer.resize(strategy, room_of[label])
+        strategy.experience.dataset = concat_datasets(kept)
 
     def cross_entropy(self, new_outputs: Tensor, old_outputs: Tensor) -> Tensor:
         """Of the old classes' logits (B, old classes), now and before."""

@@ -6,6 +6,7 @@ Which there are says `cil.methods.recipes`; nothing in this file knows one by na
 import copy
 import math
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -31,6 +32,7 @@ from cil.methods.seeding import seed_all
 from cil.methods.training import autocast, fitting
 from cil.models.backbones import SMALLEST_FOR_RESNET, Features, backbone_name, build_backbone
 from cil.models.macs import macs
+from cil.streams.image_scan import named
 from cil.streams.stream import Experience, Stream, View
 
 
@@ -47,8 +49,8 @@ class Discriminative:
         show_progress: draw a progress bar while learning.
 
     Raises:
-        UserError: a number is out of its range, the memory has no room for the classes, or the
-            images are too small for the backbone.
+        UserError: a number is out of its range, the memory has no room for the classes, a class
+            has fewer images than the method needs, or they are too small for the backbone.
     """
 
     pretrained_on = "nothing"
@@ -312,6 +314,22 @@ class Discriminative:
                 f"discriminative.stored_images is {stored}, too few for {self.name}: "
                 f"{self.stream.name} has {classes} classes, so give it "
                 f"{math.ceil(classes / share)} or more."
+            )
+        if share < 1:
+            self._check_two_of_each()
+
+    def _check_two_of_each(self) -> None:
+        """Raises UserError for classes with one image: of two kinds one would have none."""
+        counts: Counter[int] = Counter()
+        for experience in self.stream.experiences:
+            assert isinstance(experience.train, View)
+            counts.update(experience.train.targets)
+        single = [self.stream.class_names[label] for label in counts if counts[label] == 1]
+        if single:
+            raise UserError(
+                f"{self.name} learns from some images of a class and fits its bias on others, so "
+                f"it needs two or more: {self.stream.name} has one training image of "
+                f"{named(single)}."
             )
 
     def _smallest_share(self) -> float:

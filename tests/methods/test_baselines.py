@@ -16,7 +16,8 @@ from cil.methods.discriminative import Discriminative
 from cil.methods.recipes import RECIPES
 from cil.methods.seeding import seed_all
 from cil.streams.digits import digits
-from cil.streams.stream import Stream, build_stream, class_order
+from cil.streams.memory_images import MemoryImages
+from cil.streams.stream import Source, Stream, build_stream, class_order
 
 pytestmark = pytest.mark.integration  # every test trains something
 
@@ -300,6 +301,47 @@ def test_bic_needs_room_for_both_of_its_memories(stream, make) -> None:
     for name in ("agem", "gdumb", "icarl", "derpp", "er_ace", "scr"):
         with pytest.raises(UserError, match=f"stored_images is 9, too few for {name}.*10 or more"):
             make(name, stream, stored_images=9)
+
+
+def with_images(stream: Stream, label: int, count: int) -> Stream:
+    """The same stream with fewer training images of a class."""
+    original, train = stream.class_order[label], stream.splits[0]
+    own = [i for i, target in enumerate(train.targets) if target == original]
+    kept = [i for i in range(len(train)) if i not in own[count:]]
+    fewer = MemoryImages(train.images[kept], [train.targets[i] for i in kept])
+    source = Source(
+        stream.name,
+        tuple(
+            stream.class_names[stream.class_order.index(i)] for i in range(len(stream.class_names))
+        ),
+        fewer,
+        *stream.splits[1:],
+        stream.image_size,
+        stream.channels,
+        f"{count} of {label}",
+    )
+    return build_stream(source, "b0-2", stream.class_order)
+
+
+@pytest.mark.parametrize("held_out", [0.1, 0.5])
+def test_bic_holds_out_no_more_than_its_share_of_a_class(held_out, tiny_stream, make) -> None:
+    """Thirty images a class, and of one of them three: the memory has room for far more."""
+    stream = with_images(tiny_stream, 1, 3)
+    method = make("bic", stream, stored_images=1000, bic_held_out=held_out)
+    learn(method, 0, 1, 2)
+    plugin = next(p for p in method.strategy.plugins if hasattr(p, "val_buffer"))
+    held = {label: len(buffer.buffer) for label, buffer in plugin.val_buffer.items()}
+    share = int(30 * held_out)
+    assert held == dict.fromkeys(range(6), share) | {1: 1}
+    assert method.size().stored_images == 5 * 30 + 3
+    assert accuracies(method, 3)[2] > 0.25  # chance is a sixth
+
+
+def test_bic_needs_two_images_of_a_class(tiny_stream, make) -> None:
+    stream = with_images(tiny_stream, 1, 1)
+    name = stream.class_names[1]
+    with pytest.raises(UserError, match=f"bic .* two .* one training image of {name}\\.$"):
+        make("bic", stream)
 
 
 @pytest.mark.parametrize(
