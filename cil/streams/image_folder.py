@@ -138,11 +138,13 @@ def image_folder(
     line. The share `validation` of the training images, stratified, is held out.
 
     Raises:
-        UserError: a folder or a class of the list is missing, a file is unreadable.
+        UserError: a folder or a class of the list is missing, a class has a single training image,
+            a file is unreadable.
     """
     test_root = _check_layout(root)
     names = _classes(root / "train", test_root, class_list)
     train = scan(root / "train", names, cache, decode=False)
+    _check_two_of_each(root / "train", train)
     test = scan(test_root, names, cache, decode=True)
     files = _flat(train)
     kept, apart = held_out(np.array([target for _, target in files]), validation)
@@ -233,6 +235,16 @@ def _classes(train: Path, test: Path, class_list: str | None) -> list[str]:
                 f"{named(missing)}."
             )
     return names
+
+
+def _check_two_of_each(train: Path, found: dict[str, list[File]]) -> None:
+    """Raises UserError for classes of which none could be held out."""
+    single = [name for name, files in found.items() if len(files) == 1]
+    if single:
+        raise UserError(
+            f"{train} has classes with a single image: {named(single)}; give each two or more, as "
+            "a share of them is held out, or leave the class out."
+        )
 
 
 def _check_names(train: Path, names: Sequence[str]) -> None:

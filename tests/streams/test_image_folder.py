@@ -107,6 +107,17 @@ def test_an_empty_class_is_named(root: Path) -> None:
     assert "class folders without an image: birne" in refusal(root)
 
 
+def test_a_class_with_a_single_training_image_is_named(root: Path) -> None:
+    for name in CLASSES[1:]:
+        for file in sorted((root / "train" / name).iterdir())[1:]:
+            file.unlink()
+    said = refusal(root)
+    assert "train has classes with a single image: birne, zwölf; " in said
+    assert "two or more" in said
+    picture(0).save(root / "train" / "birne" / "1.jpg")
+    assert "single image: zwölf; " in refusal(root)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
