@@ -260,7 +260,8 @@ class BatchedFeCAM(FeCAMClassifier):
     """FeCAM that scores all classes at once.
 
     Avalanche's inverts the covariance of every class for every batch, one class after another, and
-    leaves its distances on the CPU.
+    leaves its distances on the CPU. And a class whose images do not vary, as a single one does not,
+    it gives a covariance that is no number, which makes all answers the first class.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -276,6 +277,21 @@ class BatchedFeCAM(FeCAMClassifier):
         features_BD = functional.normalize(x**self.tukey1, dim=1)
         away_CBD = rearrange(features_BD, "b d -> 1 b d") - rearrange(means_CD, "c d -> c 1 d")
         return -((away_CBD @ self.precisions) * away_CBD).sum(-1).T
+
+    def apply_cov_transforms(self, class_cov: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Covariances (D, D) by class, ready to be inverted.
+
+        A class that has none of its own gets the mean of the others', and where there are none
+        either the unit matrix: the nearest class mean answers then.
+        """
+        made: dict[int, Tensor] = super().apply_cov_transforms(class_cov)
+        valid = {label: cov for label, cov in made.items() if cov.isfinite().all()}
+        others = [*self.class_cov_dict.values(), *valid.values()]
+        for label, cov in made.items():
+            if label not in valid:
+                mean = torch.stack(others).mean(0) if others else torch.eye(len(cov))
+                valid[label] = mean.to(cov)
+        return valid
 
     def _tukey_transforms(self, x: Tensor) -> Tensor:
         # Avalanche's copies a tensor in a way that torch warns of.

@@ -79,7 +79,11 @@ def _steps(strategy: Any) -> int:
 
 
 # No loggers are wanted; growing layers are written to by an index that torch is to refuse one day.
-_NOISE = ("No loggers specified", "Using a non-tuple sequence for multidimensional indexing")
+_NOISE = (
+    "No loggers specified",
+    "Using a non-tuple sequence for multidimensional indexing",
+    "cov(): degrees of freedom is <= 0",  # of a class's single image: BatchedFeCAM sees to it
+)
 
 
 @contextmanager

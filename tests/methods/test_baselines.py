@@ -279,6 +279,21 @@ def test_fecam_scores_as_one_class_after_another(learned) -> None:
     )
 
 
+def test_fecam_tells_classes_of_a_single_image(tiny_stream, make) -> None:
+    """They have no covariance of their own: they take the mean of the others', or none at all."""
+    one, all_single = with_images(tiny_stream, 1, 1), tiny_stream
+    for label in range(6):
+        all_single = with_images(all_single, label, 1)
+    for stream in (one, all_single):
+        method = make("fecam", stream)
+        learn(method, 0, 1, 2)
+        images = torch.stack([image for e in stream.experiences for image, _ in e.test])
+        scores = method.scores(images)
+        assert scores.isfinite().all()
+        assert (scores.argmax(1).bincount(minlength=6) > 0).all()
+        assert sum(accuracies(method, 3)) / 3 > 0.3
+
+
 def test_slda_is_the_discriminant_analysis_of_its_images(learned) -> None:
     """Its covariance is that of the features around their class means, and nothing larger."""
     method = learned["slda"]
