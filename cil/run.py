@@ -26,6 +26,7 @@ from cil.methods.registry import (
     check_names,
     check_samples,
     check_seeds,
+    check_sides,
     check_tuned,
     expand,
     is_of,
@@ -139,6 +140,7 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     if trial.current() is not None:
         trial.check_single(names, seeds)
     check_tuned(config)
+    check_sides(wished, config)
     check_samples(config.samples)
     check_batches(names, config, parallel.processes(config.trainer))
     check_workers(config.trainer)

@@ -204,6 +204,8 @@ def test_a_yaml_may_leave_keys_out(tmp_path: Path) -> None:
 
 # --- mistakes ---
 
+SMALL = ["--stream.source=image_folder", "--stream.root=.", "--stream.image_size=8"]
+
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
@@ -245,6 +247,14 @@ def test_a_yaml_may_leave_keys_out(tmp_path: Path) -> None:
         (["--methods=qqqqq"], ["no method 'qqqqq'", "choose from var,"]),
         (["--methods=[]"], ["methods", "at least one"]),
         (["--methods=[var,var]"], ["methods", "each once"]),
+        (
+            [*SMALL, "--methods=[var,ewc]", "--discriminative.backbone=resnet18"],
+            ["resnet18, which needs images of 16 px", "stream.image_size is 8: choose cnn"],
+        ),
+        (
+            [*SMALL, "--methods=ewc", "--tuned={ewc: {discriminative.backbone: resnet50}}"],
+            ["resnet50, which needs images of 16 px", "stream.image_size is 8: choose cnn"],
+        ),
         (["--config=nowhere.yaml"], ["nowhere.yaml", "does not exist"]),
         (["extra"], ["'extra'", "--KEY=VALUE"]),
         (["-x"], ["'-x'", "--KEY=VALUE"]),

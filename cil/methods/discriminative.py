@@ -301,12 +301,7 @@ class Discriminative:
         check_discriminative(self.settings)
         workers(self.trainer, 0, 1)  # refuses a bad number now, and not in training
         size = self.stream.image_size
-        if self.backbone != "cnn" and size < SMALLEST_FOR_RESNET:
-            raise UserError(
-                f"discriminative.backbone is {self.backbone}, which needs images of "
-                f"{SMALLEST_FOR_RESNET} px or more, but {self.stream.name} has {size} px: choose "
-                "cnn."
-            )
+        check_backbone(self.backbone, size, f"{self.stream.name} has {size} px")
         stored, classes = self.settings.stored_images, len(self.stream.class_names)
         share = self._smallest_share()
         if self.recipe.memory and int(share * stored) < classes:
@@ -337,6 +332,15 @@ class Discriminative:
         if "val_percentage" not in self.recipe.options:
             return 1.0
         return min(self.settings.bic_held_out, 1 - self.settings.bic_held_out)
+
+
+def check_backbone(name: str, image_size: int, where: str) -> None:
+    """Raises UserError for images too small for the network; `where` says how large they are."""
+    if name not in ("auto", "cnn") and image_size < SMALLEST_FOR_RESNET:
+        raise UserError(
+            f"discriminative.backbone is {name}, which needs images of {SMALLEST_FOR_RESNET} px or "
+            f"more, but {where}: choose cnn."
+        )
 
 
 def _unlogged(step: int, values: Mapping[str, float]) -> None:

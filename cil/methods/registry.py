@@ -78,6 +78,22 @@ def check_batches(names: list[str], config: Config, devices: int) -> None:
             )
 
 
+def check_sides(names: list[str], config: Config) -> None:
+    """Raises UserError for images too small for a backbone, where the settings alone say so.
+
+    `build` says it of any stream, but of a folder only once all its images have been read.
+    """
+    size = config.stream.image_size
+    for name in names:
+        if name not in DISCRIMINATIVE or size is None:
+            continue
+        backbone = tuned(name, config).discriminative.backbone
+        if backbone not in ("auto", "cnn"):  # or this import's seconds would be for nothing
+            from cil.methods.discriminative import check_backbone
+
+            check_backbone(backbone, size, f"stream.image_size is {size}")
+
+
 def settings(name: str, config: Config, seed: int) -> dict[str, Any]:
     """The settings that a run of this method depends on: what must not change on resuming."""
     config = tuned(name, config)
