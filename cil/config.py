@@ -277,8 +277,9 @@ class TrainerConfig:
     million parameters or more; smaller ones are done before they are compiled."""
     jobs: int = 1
     """Runs (a method with a seed) that learn at the same time, each in a process of its own; they
-    share the cores and the GPU, and a single one has no more threads than beside others: their
-    number decides the last bits. On several devices runs learn one after the other."""
+    share the cores and the GPU, and of a line of several the last one has no more threads than
+    before, since their number decides the last bits. On several devices runs learn one after the
+    other."""
     workers: int | None = None
     """Processes that read images; null takes all cores, or none where there is little to read. Of
     the discriminative methods their number changes how images are varied at random."""

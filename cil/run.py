@@ -148,6 +148,9 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     if place is not None:
         parallel.join(place, config.trainer)
         atexit.register(parallel.leave)
+    # Of the whole line, not of what is left of it: threads are the jobs' share (see below).
+    jobs = min(config.trainer.jobs, len(_places(experiment, config)))
+    config = replace(config, trainer=replace(config.trainer, jobs=jobs))
     left = parallel.broadcast(left_to_learn(experiment, config, fresh))
     if left and place is None and config.trainer.devices > 1:
         launch(config.trainer, _run_methods, config, left, fresh)

@@ -13,7 +13,7 @@ from tiny import TINY, folders
 
 from cil import run
 from cil.command_line import parse
-from cil.errors import DivergenceError
+from cil.errors import DivergenceError, UserError
 from cil.records import read_runs
 
 pytestmark = pytest.mark.integration
@@ -76,21 +76,28 @@ def test_interrupted_the_same_line_goes_on(tmp_path: Path) -> None:
     assert len(read_runs(tmp_path / "split_digits")) == 2
 
 
-def test_a_run_that_is_left_alone_has_as_many_threads_as_beside_others(
+def test_the_last_run_that_is_left_has_as_many_threads_as_beside_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or its last bits would be others than those of a run that was never interrupted."""
+
+    def complete(jobs: int, methods: str) -> None:
+        config, _ = parse("split_digits", line(tmp_path, jobs, f"--methods={methods}")[1:])
+        run.complete("split_digits", config)
+
+    complete(1, "finetune")
     had, before = [], torch.get_num_threads()
     monkeypatch.setattr(run, "_run_method", lambda *_: had.append(torch.get_num_threads()))
     torch.set_num_threads(6)
     try:
         for jobs in (1, 2, 4):
-            config, _ = parse("split_digits", line(tmp_path, jobs, "--methods=finetune")[1:])
-            run.complete("split_digits", config)
+            complete(jobs, "[finetune,replay]")
             assert torch.get_num_threads() == 6
+        with pytest.raises(UserError):  # as it leaves no record here
+            complete(4, "replay")
     finally:
         torch.set_num_threads(before)
-    assert had == [6, 3, 1]
+    assert had == [6, 3, 3, 6]
 
 
 def evaluated(place: Path) -> bool:
