@@ -40,7 +40,6 @@ from cil.classify.schedule import (
     adaptive,
     class_cost,
     common_cost,
-    cost,
     encoder_cost,
     schedule,
 )
@@ -143,8 +142,9 @@ def command(experiment: str, arguments: Sequence[str]) -> str:
 def of_a_run(
     folder: Path, rounds: int, trainer: TrainerConfig, cache: Path
 ) -> tuple[pd.DataFrame, str]:
-    """The schedules and the training of a finished run, and its stream's name."""
-    method, stream = restore(named_run(folder), trainer, cache)
+    """The schedules and the training of a finished run, and its name."""
+    run = named_run(folder)
+    method, stream = restore(run, trainer, cache)
     if not isinstance(method, VARMethod):
         raise UserError(f"{folder} is no run of a var method.")
     (images, labels), held_out = images_of(stream, "test"), images_of(stream, "validation")
@@ -159,7 +159,7 @@ def of_a_run(
     rate = matrix_rate(find_device(trainer))
     rows = classifying(method, images, labels, variants, rounds, rate)
     rows += learning(fresh, method.classes_seen, [method.settings.batch_size], rate)
-    return pd.DataFrame(rows), stream.name
+    return pd.DataFrame(rows), f"{run.experiment}-{run.method}-seed{run.seed}"
 
 
 def of_a_size(options: argparse.Namespace, trainer: TrainerConfig) -> pd.DataFrame:
@@ -222,7 +222,7 @@ def classifying(
             macs = encoder_cost(method.tokenizer) + one.times(classes)
         else:
             mean = torch.cat(reads, 1).double().mean(1).tolist()
-            macs = cost(variant.stages, trunk, classes, method.tokenizer, reads=mean)
+            macs = method.cost_of(variant.stages, mean)
         row = described(method, variant.name, variant.samples, len(images), timings[variant], macs)
         if labels is not None:
             right = scores.argmax(1).cpu() == labels

@@ -19,6 +19,7 @@ NAME being sample_quality_EXPERIMENT unless --name gives another.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ from cil.methods.scoring import BATCH_SIZE
 from cil.methods.training import find_device
 from cil.records import RunView, with_ending, write_bytes
 from cil.run import exit_code
-from cil.sample_metrics import frechet_distance, precision_recall
+from cil.sample_metrics import NEIGHBOURS, frechet_distance, precision_recall
 from cil.showing import group_name
 from cil.streams.stream import Stream, first_of_each
 from cil.streams.tokens import in_order
@@ -230,18 +231,24 @@ def compared(reference: Read, images: Read, stream: Stream) -> list[dict[str, An
     everything = tuple(range(sum(len(labels) for _, labels in named)))
     for name, labels in [(ALL, everything), *named]:
         real, shown = reference.of(labels), images.of(labels)
-        precision, recall = precision_recall(real.features_ND, shown.features_ND)
-        rows.append(
-            {
-                "classes": name,
-                "number": len(shown.labels_N),
-                "fid": frechet_distance(real.features_ND, shown.features_ND),
-                "precision": precision,
-                "recall": recall,
-                "recognised": shown.hits_N.double().mean().item(),
-            }
-        )
+        row = {"classes": name, "number": len(shown.labels_N)}
+        if name == ALL or min(len(real.labels_N), len(shown.labels_N)) > NEIGHBOURS:
+            row |= _distances(real.features_ND, shown.features_ND)
+        else:  # one small group is no reason to say nothing of the others
+            row |= dict.fromkeys(("fid", "precision", "recall"), math.nan)
+        rows.append(row | {"recognised": shown.hits_N.double().mean().item()})
     return rows
+
+
+def _distances(real_ND: Tensor, shown_ND: Tensor) -> dict[str, float]:
+    precision, recall = precision_recall(real_ND, shown_ND)
+    fid = frechet_distance(real_ND, shown_ND)
+    return {"fid": fid, "precision": precision, "recall": recall}
+
+
+def _written(value: float, form: str) -> str:
+    """Nothing for what could not be measured."""
+    return "" if math.isnan(value) else format(value, form)
 
 
 def _publish(
@@ -255,7 +262,7 @@ def _publish(
         "run's decoder. FID is larger for fewer images."
     )
     rows = [
-        [*map(str, row[:3]), f"{row[3]:.3g}", *(f"{100 * share:.1f}" for share in row[4:])]
+        [*map(str, row[:3]), _written(row[3], ".3g"), *(_written(100 * s, ".1f") for s in row[4:])]
         for row in map(list, table.itertuples(index=False))
     ]
     show(path.name, HEADINGS, rows, f"{caption} {network}", texts=2)

@@ -22,6 +22,7 @@ import torch
 from cil import parallel
 from cil.config import TrainerConfig, VARConfig
 from cil.environment import device
+from cil.errors import UserError
 from cil.files import check_writable
 from cil.launch import launch
 from cil.methods.scoring import score
@@ -56,6 +57,8 @@ def main() -> None:
     parser.add_argument("--accelerator", default="auto", choices=["auto", "cpu", "gpu"])
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
     options = parser.parse_args()
+    if min(*options.devices, options.classes, options.images, options.batch_size) < 1:
+        raise UserError("--devices, --classes, --images and --batch_size must be 1 or more.")
     check_writable(options.results, "--results")
     rows = []
     with TemporaryDirectory() as folder:

@@ -88,6 +88,21 @@ def test_a_table_of_sample_quality(root: Path, tmp_path: Path, command: Command)
 
 
 @pytest.mark.integration
+def test_a_group_of_few_images_leaves_the_others_their_numbers(
+    root: Path, tmp_path: Path, command: Command
+) -> None:
+    """One image a class, two a group: too few for the three nearest neighbours."""
+    words = [of(root, "var-adapter"), "--images=1", "--steps=2", f"--name={tmp_path / 'q'}"]
+    code, _, errors = command(sample_quality, *words)
+    assert code == 0, errors
+    table = pd.read_csv(tmp_path / "q.csv").set_index("classes")
+    assert table.loc["all", ["fid", "precision", "recall"]].notna().all(axis=None)
+    assert table.loc["4, 2", ["fid", "precision", "recall"]].isna().all(axis=None)
+    assert table["recognised"].notna().all()
+    assert "nan" not in (tmp_path / "q.md").read_text()
+
+
+@pytest.mark.integration
 def test_a_judge_may_have_learned_other_groups(
     root: Path, tmp_path: Path, command: Command
 ) -> None:

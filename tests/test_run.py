@@ -128,6 +128,17 @@ def test_an_interrupt_ends_in_130(end: type[BaseException]) -> None:
         run.exit_code(sys.exit)
 
 
+@pytest.mark.parametrize("option", ["--devices=0", "--images=0", "--classes=0", "--batch_size=0"])
+def test_scaling_refuses_nothing_to_measure(
+    option: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from experiments import scaling
+
+    monkeypatch.setattr(sys, "argv", ["scaling", option])
+    assert run.exit_code(scaling.main) == 2
+    assert "must be 1 or more" in capsys.readouterr().err
+
+
 @pytest.mark.integration
 def test_efficiency_compares_the_schedules_of_a_finished_run(
     ran: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -140,7 +151,7 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
     options = ["--rounds=1", "--accelerator=cpu", f"--results={tmp_path}"]
     monkeypatch.setattr(sys, "argv", ["efficiency", str(place), *options])
     assert run.exit_code(efficiency.main) == 0
-    (path,) = tmp_path.glob("efficiency-digits-*.csv")
+    (path,) = tmp_path.glob("efficiency-split_digits-var-seed0-*.csv")
     with path.open() as file:
         rows = list(csv.DictReader(file))
     names = [(row["variant"], row["copies"]) for row in rows]

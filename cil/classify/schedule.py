@@ -173,8 +173,12 @@ def cost(
     tokenizer: MultiScaleTokenizer | None = None,
     cached: bool = True,
     reads: Sequence[float] | None = None,
+    encodings: int = 1,
 ) -> Cost:
     """What classifying one image among `classes` costs, the encoder included if one is given.
+
+    The image is encoded so many times: once for copies of its latents, for each of copies of the
+    image itself.
 
     `reads`, where given, is the mean number of classes that each stage read; without it every stage
     is taken to keep as many as it may.
@@ -182,7 +186,7 @@ def cost(
     With `cached` False every stage starts from nothing, as in the authors' code; with True it reads
     on where the stage before it stopped, and scores no copy of the image twice.
     """
-    total = encoder_cost(tokenizer) if tokenizer is not None else Cost(0.0, 0.0)
+    total = Cost(0.0, 0.0) if tokenizer is None else encoder_cost(tokenizer).times(encodings)
     read: list[int] = []  # how many scales of each copy the cache holds, for all classes left
     for number, stage in enumerate(stages):
         left = classes if reads is None else reads[number]

@@ -293,9 +293,19 @@ class VARMethod:
 
     def _asked(self) -> Cost:
         """What classifying an image costs."""
-        reads = self.reads or None
-        trunk = self.model.trunk(0)
-        return cost(self.stages(), trunk, self.classes_seen, self.tokenizer, reads=reads)
+        return self.cost_of(self.stages(), self.reads or None)
+
+    def cost_of(self, stages: Schedule, reads: Sequence[float] | None = None) -> Cost:
+        """What classifying an image by these stages costs; see `cil.classify.schedule.cost`."""
+        views = self.settings.smoothing == "views"
+        return cost(
+            stages,
+            self.model.trunk(0),
+            self.classes_seen,
+            self.tokenizer,
+            reads=reads,
+            encodings=max(stage.samples for stage in stages) if views else 1,
+        )
 
     def _macs(self, steps: int) -> float:
         """Of so many optimiser steps."""

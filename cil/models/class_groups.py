@@ -77,7 +77,9 @@ class ClassGroups(nn.Module):
         """
         for parameter in [*self.embeddings.parameters(), *self.adapters.parameters()]:
             parameter.requires_grad_(False)
-        noise = torch.randn(classes, len(self.null), device=self.null.device)
+        # By the CPU's generator, wherever the model lies: with another device's the draw, and all
+        # that follow it, would depend on whether the trunk was just learned, found or resumed.
+        noise = torch.randn(classes, len(self.null), device="cpu").to(self.null.device)
         self.embeddings.append(nn.Parameter(self.null.detach() + 0.02 * noise))
         self.adapters.append(nn.Identity() if adapter is None else adapter.to(self.null.device))
 

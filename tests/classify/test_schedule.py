@@ -55,6 +55,12 @@ def test_the_figures_of_the_literature(tokenizer):
         assert found.layers == pytest.approx(figure * G, rel=0.01)
 
 
+def test_copies_of_the_image_are_encoded_one_by_one(tokenizer):
+    trunk, stages = d16(), schedule("a_varc", 10, samples=3)
+    once, thrice = (cost(stages, trunk, 100, tokenizer, encodings=n) for n in (1, 3))
+    assert (thrice - once).layers == pytest.approx(2 * encoder_cost(tokenizer).layers)
+
+
 def test_a_cache_saves_what_was_read_before(tokenizer):
     trunk = d16()
     whole, first = class_cost(trunk, 10), class_cost(trunk, 6)

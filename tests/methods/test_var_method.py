@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from cil.classify.reading import by_scale
-from cil.classify.schedule import schedule
+from cil.classify.schedule import encoder_cost, schedule
 from cil.classify.smoothing import image_seeds
 from cil.config import StreamConfig, TokenizerConfig, TrainerConfig, VARConfig
 from cil.errors import UserError
@@ -109,6 +109,17 @@ def test_smoothing_averages_the_log_likelihoods_of_noisy_copies(learned, tiny_im
     torch.testing.assert_close(method.scores(tiny_images[5:7]), scores[5:7])
     assert torch.equal(method.scores(tiny_images), scores)
     method.settings = settings
+
+
+def test_views_of_an_image_are_all_encoded_and_all_counted(learned):
+    method, _, _ = learned
+    settings, found = method.settings, {}
+    for smoothing in ("noise", "views"):
+        method.settings = replace(settings, smoothing=smoothing, smoothing_samples=3)
+        found[smoothing] = method.size().prediction_macs
+    method.settings = settings
+    encoder = encoder_cost(method.tokenizer).layers
+    assert found["views"] - found["noise"] == pytest.approx(2 * encoder)
 
 
 def test_smoothing_by_views_averages_over_varied_images(learned, tiny_stream, tiny_images):

@@ -22,6 +22,17 @@ PLASTICITIES = ["embedding", "adapter", "trunk", "copy", "scratch"]
 FORGETTING = "trunk"
 
 
+def test_new_embeddings_are_drawn_alike_wherever_the_model_lies() -> None:
+    """What is drawn after them, too: a found trunk lies on the CPU, a learned one on its GPU."""
+    here, elsewhere = ClassGroups(8), ClassGroups(8).to("meta")
+    after = []
+    for groups in (here, elsewhere):
+        torch.manual_seed(0)
+        groups.grow(3)
+        after.append(torch.rand(4))
+    assert torch.equal(*after)
+
+
 def no_log(step: int, values: Any) -> None:
     pass
 
