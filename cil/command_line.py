@@ -72,7 +72,7 @@ def parse(experiment: str, arguments: Sequence[str]) -> tuple[Config, bool]:
     files = [f"--config={path}", *files]
     # Each for itself first: a mistake is put down to where it is, and what is tuned needs to know.
     layers = [_parsed(parser, files[:1], str(path), alone=True)]
-    layers += [_parsed(parser, [file], "the command line", alone=True) for file in files[1:]]
+    layers += [_parsed(parser, [f], f.partition("=")[2], alone=True) for f in files[1:]]
     plain = [word for word in line if not word.startswith("--print_config")]
     asked = _parsed(parser, plain, "the command line", alone=True)
     _check_plain(asked.get("tuned") or {})

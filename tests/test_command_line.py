@@ -389,3 +389,12 @@ def test_experiments_of_the_working_folder_are_found(
     monkeypatch.chdir(tmp_path)
     assert {"mine", "split_digits"} <= set(experiments())
     assert parse("mine", [])[0].var.depth == 2
+
+
+def test_a_mistake_in_a_file_is_put_down_to_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("discriminative:\n  lrr: 0.3\n")
+    sentence = refused(capsys, "split_digits", f"--config={path}", "--seeds=[0]")
+    assert f"{path} has an unknown key discriminative.lrr" in sentence
