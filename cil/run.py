@@ -145,7 +145,7 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     check_batches(names, config, parallel.processes(config.trainer))
     check_workers(config.trainer)
     place = parallel.place_given(config.trainer)
-    if place is not None:
+    if place is not None and parallel.world() == 1:  # a search meets once, for all its trials
         parallel.join(place, config.trainer)
         atexit.register(parallel.leave)
     # Of the whole line, not of what is left of it: threads are the jobs' share (see below).

@@ -1,6 +1,8 @@
 """Settings are chosen on held-out images of the first experiences, recorded, and taken by a run."""
 
 import json
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +24,7 @@ from cil.records import read_runs, write_bytes
 from cil.streams import open_stream
 from experiments import tune
 
+ROOT = Path(__file__).parent.parent
 GRID = """
 finetune:
   discriminative.lr: [1.0e-6, 5.0e-3]
@@ -292,3 +295,15 @@ def test_picks_of_searches_that_end_together_are_all_kept(
     with ThreadPoolExecutor(3) as threads:
         list(threads.map(end, ("ewc", "lwf", "si")))
     assert set(yaml.safe_load(path.read_text())["tuned"]) == {"ewc", "lwf", "si"}
+
+
+@pytest.mark.integration
+def test_processes_that_torchrun_starts_meet_once_for_all_trials(tmp_path, grid) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node=2"]  # at a port that nobody else has
+    asked = command(tmp_path, grid, "--methods=[ncm]", "--trainer.devices=2")
+    line = [*launcher, "-m", "experiments.tune", *asked]
+    ended = subprocess.run(line, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert ended.returncode == 0, ended.stderr
+    trials = pd.read_csv(tmp_path / "runs" / "split_digits-tuning" / "trials.csv")
+    assert len(trials) == 2
