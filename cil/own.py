@@ -18,6 +18,7 @@ from typing import Any
 from cil.command_line import parse
 from cil.config import Config
 from cil.errors import UserError
+from cil.learning import learn_recorded, listed
 from cil.methods.loading import check_workers
 from cil.methods.method import Method
 from cil.methods.registry import (
@@ -30,7 +31,6 @@ from cil.methods.registry import (
     settings,
 )
 from cil.records import RunView, finished_run
-from cil.run import learn_recorded
 from cil.streams import open_stream
 from cil.streams.stream import Stream
 from cil.table import report
@@ -56,7 +56,7 @@ def run(
         UserError: bad settings, unknown names, records of other settings, several devices.
     """
     config, fresh = parse(like or ("split_digits" if stream else experiment), overrides)
-    seeds = config.seeds if isinstance(config.seeds, list) else [config.seeds]
+    seeds = listed(config.seeds)
     check_seeds(seeds)
     check_tuned(config)
     check_workers(config.trainer)

@@ -19,10 +19,9 @@ attention counts as overhead. In the literature (arXiv 2510.12060): d16 with 100
 """
 
 import argparse
-import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,22 +43,22 @@ from cil.classify.schedule import (
     schedule,
 )
 from cil.config import TokenizerConfig, TrainerConfig, VARConfig
-from cil.environment import commit, device
+from cil.environment import device
 from cil.errors import UserError
 from cil.files import check_writable
 from cil.methods.registry import restore
 from cil.methods.scoring import BATCH_SIZE
 from cil.methods.training import autocast, find_device
 from cil.methods.var import VARMethod
-from cil.records import write_bytes
 from cil.run import exit_code
 from cil.streams.stream import Stream
 from cil.streams.tokens import in_memory
 from cil.table import show as show_table
+from experiments.asking import RESULTS
 from experiments.finished import named_run
+from experiments.measuring import Timing, keep, matrix_rate, timed
 
 CACHE = Path("cache")  # of what a method makes once; nothing is learned here
-RESULTS = Path(__file__).parent / "results"
 SIZES = {f"d{depth}": depth for depth in (16, 20, 24, 30)}
 OFFICIAL_TOKENIZER = TokenizerConfig(
     channels=160,
@@ -79,12 +78,6 @@ class Variant:
     name: str
     samples: int
     stages: Schedule | None
-
-
-@dataclass(frozen=True)
-class Timing:
-    seconds: float
-    peak_bytes: int | None  # on a GPU
 
 
 def main() -> None:
@@ -117,26 +110,6 @@ def main() -> None:
     path = keep(table, "efficiency", name, where, options.results)
     show(table, f"{name}, {where}")
     print(f"written to {path}")
-
-
-def keep(table: pd.DataFrame, experiment: str, name: str, where: str, folder: Path) -> Path:
-    """Write a table of measurements with its device, commit and command; returns the CSV file."""
-    table.insert(0, "device", where)
-    table.insert(1, "commit", commit())
-    table.insert(2, "command", command(experiment, sys.argv[1:]))
-    slug = re.sub(r"\W+", "-", where).strip("-").lower()
-    path = folder / f"{experiment}-{name}-{slug}.csv"
-    write_bytes(path, table.to_csv(index=False).encode(), "--results")
-    return path
-
-
-def command(experiment: str, arguments: Sequence[str]) -> str:
-    """The line that measures this again; where its table was put says nothing of the numbers."""
-    words = list(arguments)
-    if "--results" in words:
-        at = words.index("--results")
-        del words[at : at + 2]
-    return " ".join([f"python -m experiments.{experiment}", *words])
 
 
 def of_a_run(
@@ -290,28 +263,6 @@ def share(row: dict, rate: float) -> dict[str, float]:
         "matrix_rate": rate,
         "share_of_rate": row["macs"] * row["images_a_second"] / rate,
     }
-
-
-def timed(call: Callable[[], object], where: torch.device) -> Timing:
-    if where.type != "cuda":
-        began = time.perf_counter()
-        call()
-        return Timing(time.perf_counter() - began, None)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    began = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return Timing(time.perf_counter() - began, torch.cuda.max_memory_allocated())
-
-
-def matrix_rate(where: torch.device) -> float:
-    """Multiply-accumulates a second in a product of two large matrices of random numbers."""
-    size, kind = (8192, torch.bfloat16) if where.type == "cuda" else (2048, torch.float32)
-    left, right = (torch.randn(size, size, device=where, dtype=kind) for _ in range(2))
-    # Several products at a time, as a model makes them: a single one is over before a GPU heats up.
-    best = min(timed(lambda: [left @ right for _ in range(8)], where).seconds for _ in range(6))
-    return 8 * size**3 / best
 
 
 def images_of(stream: Stream, split: str) -> tuple[Tensor, Tensor]:

@@ -38,7 +38,8 @@ from cil.streams import open_stream
 from cil.streams.stream import Experience, Stream
 from cil.streams.tokens import Views, encoding_batch, in_order, tokens_of
 from cil.table import show
-from experiments.efficiency import RESULTS, keep, timed
+from experiments.asking import RESULTS
+from experiments.measuring import keep, timed
 
 PARTS = ("loading", "tokenizer", "both")
 HEADINGS = ["images", "processes", *PARTS, "share", "slower part"]

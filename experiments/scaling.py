@@ -32,13 +32,9 @@ from cil.run import exit_code
 from cil.streams.memory_images import MemoryImages
 from cil.streams.tokens import EncodedImages, tokens_of
 from cil.table import show
-from experiments.efficiency import (
-    OFFICIAL_TOKENIZER,
-    RESULTS,
-    SIZES,
-    keep,
-    random_pixels,
-)
+from experiments.asking import RESULTS
+from experiments.efficiency import OFFICIAL_TOKENIZER, SIZES, random_pixels
+from experiments.measuring import keep
 
 STEPS = 60  # of learning that are timed, after half as many that are not
 ROWS = 4096  # token maps

@@ -33,9 +33,10 @@ from cil.command_line import given, parse
 from cil.config import Config
 from cil.errors import DivergenceError, UserError
 from cil.files import locked, read_bytes
+from cil.learning import complete, left_to_learn, listed
 from cil.methods.registry import build, check_names, expand
 from cil.records import RunView, write_bytes
-from cil.run import complete, exit_code, left_to_learn
+from cil.run import exit_code
 from cil.streams import open_stream
 
 GRIDS = Path(__file__).parent.parent / "configs" / "grids"
@@ -106,7 +107,7 @@ def trials_of(config: Config, grid: Grid) -> list[Trial]:
     Raises:
         UserError: a method does not exist or has no grid, or none has.
     """
-    wished = _listed(config.methods)
+    wished = listed(config.methods)
     check_names(wished)
     by_set = [method for method in expand(wished) if method not in wished]
     methods = [method for method in expand(wished) if method in grid or method not in by_set]
@@ -180,7 +181,7 @@ def _tried(name: str, config: Config, trial: Trial, fresh: bool) -> dict[str, An
     except DivergenceError as error:
         print(f"{method} with {label(values)} counts as the worst: {error}", file=sys.stderr)
         judged, seconds = dict.fromkeys(JUDGED_BY, 0.0), math.nan
-        row = {"method": method, "settings": label(values), "seeds": len(_listed(config.seeds))}
+        row = {"method": method, "settings": label(values), "seeds": len(listed(config.seeds))}
         return row | judged | {"training_seconds": seconds, "diverged": True, "values": values}
     return _row(method, values, views) if views else None
 
@@ -209,10 +210,6 @@ def _row(method: str, values: dict[str, Any], views: Sequence[RunView]) -> dict[
     seconds = sum(v.summary["training_seconds"] for v in views)
     row = {"method": method, "settings": label(values), "seeds": len(views), **means}
     return row | {"training_seconds": seconds, "diverged": False, "values": values}
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
 
 
 def _best(trials: pd.DataFrame) -> Any:

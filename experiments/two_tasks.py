@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from cil.errors import UserError
+from cil.learning import complete
 from cil.records import RunView, with_ending, write_bytes
-from cil.run import complete, exit_code
+from cil.run import exit_code
 from cil.streams import open_stream
 from cil.table import markdown, provenance, show
 from experiments.asking import asked, place_of

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cil import run
+from cil import learning, run
 from cil.command_line import describe, experiments, parse
 from cil.config import Config, TrainerConfig
 
@@ -37,7 +37,7 @@ def nothing_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: Any) -> None:
         raise AssertionError("this command line was taken for a good one")
 
-    monkeypatch.setattr(run, "_open_stream", forbidden)
+    monkeypatch.setattr(learning, "_open_stream", forbidden)
 
 
 def of_digits() -> Config:

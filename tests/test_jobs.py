@@ -11,7 +11,7 @@ import pytest
 import torch
 from tiny import TINY, folders
 
-from cil import run
+from cil import learning, run
 from cil.command_line import parse
 from cil.errors import DivergenceError, UserError
 from cil.records import read_runs
@@ -51,7 +51,7 @@ def test_what_one_refuses_ends_all(
     config, _ = parse(name, arguments)
     said = r"^\w+ experience 1/5 diverged, .*: lower discriminative.lr\.$"
     with pytest.raises(DivergenceError, match=said):
-        run.complete(name, config)
+        learning.complete(name, config)
     assert capfd.readouterr().err == "opening the stream digits ...\n"
 
 
@@ -83,11 +83,11 @@ def test_the_last_run_that_is_left_has_as_many_threads_as_beside_others(
 
     def complete(jobs: int, methods: str) -> None:
         config, _ = parse("split_digits", line(tmp_path, jobs, f"--methods={methods}")[1:])
-        run.complete("split_digits", config)
+        learning.complete("split_digits", config)
 
     complete(1, "finetune")
     had, before = [], torch.get_num_threads()
-    monkeypatch.setattr(run, "_run_method", lambda *_: had.append(torch.get_num_threads()))
+    monkeypatch.setattr(learning, "_run_method", lambda *_: had.append(torch.get_num_threads()))
     torch.set_num_threads(6)
     try:
         for jobs in (1, 2, 4):

@@ -16,7 +16,7 @@ import written
 import yaml
 from tiny import TINY, folders
 
-from cil import metrics, run
+from cil import learning, metrics, run
 from cil.config import TrainerConfig
 from cil.errors import UserError
 from cil.records import read_run, read_runs
@@ -159,6 +159,8 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
     schedules = [(kind, copies) for copies in "14" for kind in kinds]
     assert names == [("naive", "1"), *schedules, ("learning", "1")]
     assert rows[0]["accuracy"] == rows[1]["accuracy"]  # batches change nothing
+    assert "--rounds=1" in rows[0]["command"]
+    assert "--results" not in rows[0]["command"]
     macs = [float(row["macs"]) for row in rows]
     assert macs[1] == macs[0]
     assert macs[4] > 2 * macs[1]
@@ -404,7 +406,7 @@ def test_settings_that_do_not_fit_are_refused_before_a_folder_is_made(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(run, "_run_method", unexpected)
+    monkeypatch.setattr(learning, "_run_method", unexpected)
     sentence = refused(capsys, line(tmp_path / "runs", setting))
     assert all(word in sentence for word in words), sentence
     assert not (tmp_path / "runs").exists(), "the line put right must not find the wrong one's"

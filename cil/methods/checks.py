@@ -1,13 +1,16 @@
 """What is wrong with the settings of methods, said before anything is built."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from cil.config import DiscriminativeConfig, TokenizerConfig
 from cil.errors import UserError
-from cil.streams.stream import Stream
+from cil.models.backbones import SMALLEST_FOR_RESNET
+from cil.streams.image_scan import named
+from cil.streams.stream import Stream, View
 from cil.streams.tokens import MOST_CODES
 
 _RANGES = {
@@ -88,3 +91,36 @@ def check_discriminative(settings: DiscriminativeConfig) -> None:
             wanted = "it above 0" if low is None else f"{low:g} or more"
             wanted = wanted if high == math.inf else f"{low:g} to {high:g}"
             raise UserError(f"discriminative.{key} is {value}: give {wanted}.")
+
+
+def check_backbone(name: str, image_size: int, where: str) -> None:
+    """Raises UserError for images too small for the network; `where` says how large they are."""
+    if name not in ("auto", "cnn") and image_size < SMALLEST_FOR_RESNET:
+        raise UserError(
+            f"discriminative.backbone is {name}, which needs images of {SMALLEST_FOR_RESNET} px or "
+            f"more, but {where}: choose cnn."
+        )
+
+
+def check_memory(name: str, stored: int, share: float, stream: Stream) -> None:
+    """Raises UserError where a memory of `stored` images has no room for every class.
+
+    With a `share` below 1 it holds two kinds of images, of which the smaller is that share of it;
+    then no class may have a single image either, or it would have none of one kind.
+    """
+    classes = len(stream.class_names)
+    if int(share * stored) < classes:
+        raise UserError(
+            f"discriminative.stored_images is {stored}, too few for {name}: {stream.name} has "
+            f"{classes} classes, so give it {math.ceil(classes / share)} or more."
+        )
+    counts: Counter[int] = Counter()
+    for experience in stream.experiences if share < 1 else ():
+        assert isinstance(experience.train, View)
+        counts.update(experience.train.targets)
+    single = [stream.class_names[label] for label in counts if counts[label] == 1]
+    if single:
+        raise UserError(
+            f"{name} learns from some images of a class and fits its bias on others, so it needs "
+            f"two or more: {stream.name} has one training image of {named(single)}."
+        )

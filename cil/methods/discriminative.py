@@ -4,9 +4,7 @@ Which there are says `cil.methods.recipes`; nothing in this file knows one by na
 """
 
 import copy
-import math
 import pickle
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -21,7 +19,7 @@ from cil.config import DiscriminativeConfig, TrainerConfig
 from cil.errors import DivergenceError, UserError
 from cil.methods.avalanche_steps import following, without_noise
 from cil.methods.avalanche_strategies import answers, carried_bytes, new_strategy, stored_images
-from cil.methods.checks import check_discriminative
+from cil.methods.checks import check_backbone, check_discriminative, check_memory
 from cil.methods.groundwork import Groundwork
 from cil.methods.loading import workers
 from cil.methods.made_once import State
@@ -30,9 +28,8 @@ from cil.methods.pickling import dumps, loads
 from cil.methods.recipes import BACKBONE, RECIPES, Recipe
 from cil.methods.seeding import seed_all
 from cil.methods.training import autocast, fitting
-from cil.models.backbones import SMALLEST_FOR_RESNET, Features, backbone_name, build_backbone
+from cil.models.backbones import Features, backbone_name, build_backbone
 from cil.models.macs import macs
-from cil.streams.image_scan import named
 from cil.streams.stream import Experience, Stream, View
 
 
@@ -302,45 +299,15 @@ class Discriminative:
         workers(self.trainer, 0, 1)  # refuses a bad number now, and not in training
         size = self.stream.image_size
         check_backbone(self.backbone, size, f"{self.stream.name} has {size} px")
-        stored, classes = self.settings.stored_images, len(self.stream.class_names)
-        share = self._smallest_share()
-        if self.recipe.memory and int(share * stored) < classes:
-            raise UserError(
-                f"discriminative.stored_images is {stored}, too few for {self.name}: "
-                f"{self.stream.name} has {classes} classes, so give it "
-                f"{math.ceil(classes / share)} or more."
-            )
-        if share < 1:
-            self._check_two_of_each()
-
-    def _check_two_of_each(self) -> None:
-        """Raises UserError for classes with one image: of two kinds one would have none."""
-        counts: Counter[int] = Counter()
-        for experience in self.stream.experiences:
-            assert isinstance(experience.train, View)
-            counts.update(experience.train.targets)
-        single = [self.stream.class_names[label] for label in counts if counts[label] == 1]
-        if single:
-            raise UserError(
-                f"{self.name} learns from some images of a class and fits its bias on others, so "
-                f"it needs two or more: {self.stream.name} has one training image of "
-                f"{named(single)}."
-            )
+        if self.recipe.memory:
+            stored = self.settings.stored_images
+            check_memory(self.name, stored, self._smallest_share(), self.stream)
 
     def _smallest_share(self) -> float:
         """Of the memory: bic keeps two kinds of images in it, and needs both of every class."""
         if "val_percentage" not in self.recipe.options:
             return 1.0
         return min(self.settings.bic_held_out, 1 - self.settings.bic_held_out)
-
-
-def check_backbone(name: str, image_size: int, where: str) -> None:
-    """Raises UserError for images too small for the network; `where` says how large they are."""
-    if name not in ("auto", "cnn") and image_size < SMALLEST_FOR_RESNET:
-        raise UserError(
-            f"discriminative.backbone is {name}, which needs images of {SMALLEST_FOR_RESNET} px or "
-            f"more, but {where}: choose cnn."
-        )
 
 
 def _unlogged(step: int, values: Mapping[str, float]) -> None:

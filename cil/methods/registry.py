@@ -89,7 +89,7 @@ def check_sides(names: list[str], config: Config) -> None:
             continue
         backbone = tuned(name, config).discriminative.backbone
         if backbone not in ("auto", "cnn"):  # or this import's seconds would be for nothing
-            from cil.methods.discriminative import check_backbone
+            from cil.methods.checks import check_backbone
 
             check_backbone(backbone, size, f"stream.image_size is {size}")
 

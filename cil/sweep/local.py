@@ -18,10 +18,10 @@ from cil.command_line import near, parse
 from cil.config import Config
 from cil.errors import UserError, is_interrupt
 from cil.files import damaged, explained, lock, read_json, write_json
+from cil.learning import complete
 from cil.methods.registry import check_names, check_seeds, expand
 from cil.records import RunView
 from cil.records.resume import changed_keys, plain
-from cil.run import complete
 from cil.sweep.definition import Definition
 from cil.sweep.proposals import Settings, grid_size, propose
 
