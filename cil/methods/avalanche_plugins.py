@@ -11,6 +11,7 @@ import torch
 from avalanche.benchmarks.utils import concat_datasets
 from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoader
 from avalanche.models import FeCAMClassifier, avalanche_forward
+from avalanche.training.losses import MaskedCrossEntropy
 from avalanche.training.plugins import AGEMPlugin, BiCPlugin, MASPlugin, bic
 from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamplingBuffer
 from avalanche.training.supervised import DER, ER_ACE, StreamingLDA
@@ -128,6 +129,37 @@ class MendedMAS(MASPlugin):
         return importance
 
 
+def _cross_entropy_among(classes: Tensor, logits_BC: Tensor, labels_B: Tensor) -> Tensor:
+    """The cross-entropy over some classes alone, of images of theirs.
+
+    Avalanche's takes the logarithm of a softmax that is rounded to zero where logits are far apart,
+    as they are in the first steps of a large learning rate: minus infinity times a target of zero
+    is no number, and neither are the weights then.
+    """
+    others_C = torch.ones(logits_BC.shape[1], dtype=torch.bool, device=logits_BC.device)
+    others_C[classes] = False
+    return functional.cross_entropy(logits_BC.masked_fill(others_C, -torch.inf), labels_B)
+
+
+class OwnCrossEntropy(MaskedCrossEntropy):
+    """The cross-entropy over the classes of the present experience alone."""
+
+    def __init__(self) -> None:
+        super().__init__(mask="new")
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits (B, C) and labels (B,) of the present classes -> their mean loss."""
+        return _cross_entropy_among(torch.tensor(list(self.current_classes)), logits, targets)
+
+
+def asymmetric_cross_entropy(
+    logits_BC: Tensor, labels_B: Tensor, stored_logits_NC: Tensor, stored_labels_N: Tensor
+) -> Tensor:
+    """ER-ACE's loss: new images compete among their own classes, stored ones among all."""
+    new = _cross_entropy_among(labels_B, logits_BC, labels_B)
+    return (new + functional.cross_entropy(stored_logits_NC, stored_labels_N)) / 2
+
+
 class _ReplaysAllItHas:
     """Replays what is stored also where that is less than a batch.
 
@@ -152,6 +184,10 @@ class MendedDER(_ReplaysAllItHas, DER):
 
 class MendedERACE(_ReplaysAllItHas, ER_ACE):
     """ER-ACE."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.ace_criterion = asymmetric_cross_entropy
 
 
 class MendedBiC(BiCPlugin):

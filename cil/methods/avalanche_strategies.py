@@ -23,7 +23,6 @@ def new_strategy(
 ) -> Any:
     """The strategy, untrained but for its backbone, which makes `width` features of an image."""
     from avalanche.training import supervised
-    from avalanche.training.losses import MaskedCrossEntropy
     from avalanche.training.plugins import EvaluationPlugin
 
     from cil.methods import avalanche_plugins as own
@@ -36,7 +35,7 @@ def new_strategy(
     if recipe.kind != "slda":  # which learns by no gradient
         arguments["optimizer"] = _new_optimizer(learning, settings)
     if recipe.kind not in ("icarl", "scr"):  # which have losses of their own
-        loss = MaskedCrossEntropy(mask="new") if recipe.own_classes else nn.CrossEntropyLoss()
+        loss = own.OwnCrossEntropy() if recipe.own_classes else nn.CrossEntropyLoss()
         arguments["criterion"] = loss
     passes = {"ncm": 0, "fecam": 0, "slda": 1}  # once more for the statistics alone, or not at all
     found = getattr(supervised, recipe.strategy, None) or getattr(own, recipe.strategy)

@@ -257,6 +257,15 @@ def _weights(method: Discriminative) -> torch.Tensor:
     return torch.cat([weight.detach().flatten() for weight in features.parameters()])
 
 
+@pytest.mark.parametrize("name", ["lwf", "er_ace"])
+def test_logits_far_apart_are_learned_from(name, stream, make) -> None:
+    """Among some classes alone: a class whose softmax is rounded to zero has a loss nonetheless."""
+    method = make(name, stream, epochs=1)
+    learn(method, 0)
+    method.model.head.register_forward_hook(lambda _, __, logits_BC: 1e4 * logits_BC)
+    learn(method, 1)  # or it says that its weights are no numbers
+
+
 def test_icarl_takes_no_mean_of_mirrored_digits(learned) -> None:
     method = learned["icarl"]
     plugin = next(p for p in method.strategy.plugins if hasattr(p, "x_memory"))
