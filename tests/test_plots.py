@@ -114,7 +114,9 @@ def test_many_methods_are_drawn_family_by_family() -> None:
     many = {f"{kind}-{i}": [np.array([1.0, 0.9 - 0.01 * i])] for i in range(5) for kind in "ab"}
     families = {name: name[0] for name in many}
     figure = drawn(forgetting_curves(many, families))
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["a", "b"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        f"{kind}: grey: those of the other panels" for kind in "ab"
+    ]
     for axes, kind in zip(figure.axes, "ab", strict=True):
         assert len(axes.lines) == 10  # the other family's are there, in grey
         assert {t.get_text()[0] for t in axes.texts} == {kind}
@@ -134,6 +136,19 @@ def test_curves_of_unequal_length_and_none_at_all_draw() -> None:
     figure = drawn(forgetting_curves({"var": [[1.0, 0.9], [1.0]], "joint": [[0.9]]}))
     assert "var  90.0" in texts(figure)
     drawn(forgetting_curves({}))
+
+
+def test_of_one_experience_the_axes_have_round_numbers_around_the_point() -> None:
+    axes = drawn(forgetting_curves({"joint": [[0.5]]})).axes[0]
+    assert axes.get_xlim() == (0.5, 1.5)
+    assert axes.get_xticks().tolist() == [1]
+    axes = drawn(bars({"Forgetting": {"joint": [0.0]}, "BWT": {"joint": [-1e-15]}})).axes[1]
+    assert axes.get_xlim() == (-1, 1)
+    axes = drawn(costs({"Seconds": {"joint": [(79.0, 0.5)]}}, "Accuracy (%)")).axes[0]
+    shown = axes.xaxis.get_major_formatter().format_ticks(axes.get_xticks())
+    low, high = axes.get_xlim()
+    inside = [t for t, x in zip(shown, axes.get_xticks(), strict=True) if low < x < high]
+    assert inside == ["50", "100", "200"]
 
 
 def test_accuracy_matrix_shows_numbers_up_to_the_diagonal() -> None:

@@ -65,6 +65,7 @@ def over_experiences(
     grid = figure.subplots(rows, columns, squeeze=False).flatten()
     styles = method_styles(list(curves))
     note = _seeds({len(seeds) for seeds in curves.values()}, band)
+    others = "grey: those of the other panels" if len(panels) > 1 else ""
     last = max((part.shape[1] for part in values.values()), default=1)
     if top is None:
         top = 1.08 * max((float(np.nanmax(part)) for part in values.values()), default=1.0) or 1.0
@@ -77,7 +78,8 @@ def over_experiences(
         for name in names:
             known, x = _known(values[name])
             ends[name] = _draw_curve(axes, known, styles[name], name, x, band)
-        _finish_axes(axes, last, top, y_label, ": ".join(part for part in (title, note) if part))
+        said = "; ".join(part for part in (note, others) if part)
+        _finish_axes(axes, last, top, y_label, ": ".join(part for part in (title, said) if part))
         _label_ends(axes, ends, styles, top)
     for axes in grid[len(panels) :]:
         axes.set_visible(False)
@@ -225,9 +227,13 @@ def _interval(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray
 
 
 def _finish_axes(axes: Axes, last: int, top: float, y_label: str, note: str) -> None:
-    axes.set_xlim(1 - 0.03 * last, last)
+    if last == 1:
+        axes.set_xlim(0.5, 1.5)
+        axes.set_xticks([1])
+    else:
+        axes.set_xlim(1 - 0.03 * last, last)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(0, top)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("Experiences learned")
     axes.set_ylabel(y_label)
     open_frame(axes)

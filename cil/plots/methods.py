@@ -5,12 +5,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from cil.plots.style import Style, method_styles, of_diffusion, open_frame
 
 Pairs = Sequence[tuple[float, float]]
 
+ROUNDED = 1e-6  # what is smaller is zero, and no scale of an axis
 ROW = 0.23  # inches of a bar, and of a line of the legend
 
 
@@ -37,6 +39,8 @@ def bars(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
         axes.margins(x=0.14)
+        if not np.any(np.abs(np.concatenate([*values.values(), [0.0]])) > ROUNDED):
+            axes.set_xlim(-1, 1)
     grid[0].set_yticks(range(len(names)), names)
     grid[0].set_ylim(len(names) - 0.4, -0.6)
     return figure
@@ -61,7 +65,7 @@ def costs(panels: Mapping[str, Mapping[str, Pairs]], y_label: str) -> Figure:
             points[name] = _draw_point(axes, np.asarray(values[name]), styles[name], name)
         best = _best(list(points.values()))
         axes.plot(*best, color="#BBBBBB", linewidth=1.2, drawstyle="steps-post", zorder=1)
-        axes.set_xscale("log")
+        _scale_by_tens(axes, [cost for pairs in values.values() for cost, _ in pairs])
         axes.set_xlabel(label)
         axes.set_ylim(0, 102)
         open_frame(axes, "both")
@@ -70,6 +74,19 @@ def costs(panels: Mapping[str, Mapping[str, Pairs]], y_label: str) -> Figure:
         handles, labels = grid[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right center", frameon=False, fontsize=9)
     return figure
+
+
+def _scale_by_tens(axes: Axes, costs: Sequence[float]) -> None:
+    """A logarithmic axis of a decade at least, its numbers as the table has them."""
+    axes.set_xscale("log")
+    low, high = min(costs, default=1), max(costs, default=10)
+    if high < 5 * low:
+        middle = (low * high) ** 0.5
+        axes.set_xlim(middle / 10**0.5, middle * 10**0.5)
+    if high < 50 * low:
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
 
 
 def _draw_bar(axes: Axes, row: int, seeds: Sequence[float], style: Style, name: str) -> None:
