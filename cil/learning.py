@@ -51,17 +51,9 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
         UserError: bad settings, a damaged record, a disk that is full or cannot be written, or no
             method is left.
     """
-    wished, seeds = listed(config.methods), listed(config.seeds)
-    check_names(wished)
-    names = expand(wished)
-    check_seeds(seeds)
+    check(config)
     if trial.current() is not None:
-        trial.check_single(names, seeds)
-    check_tuned(config)
-    check_sides(wished, config)
-    check_samples(config.samples)
-    check_batches(names, config, parallel.processes(config.trainer))
-    check_workers(config.trainer)
+        trial.check_single(expand(listed(config.methods)), listed(config.seeds))
     place = parallel.place_given(config.trainer)
     if place is not None and parallel.world() == 1:  # a search meets once, for all its trials
         parallel.join(place, config.trainer)
@@ -84,6 +76,18 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
             "they name, or choose other methods."
         )
     return views
+
+
+def check(config: Config) -> None:
+    """Raises UserError for what no stream can mend: names, seeds, and settings out of range."""
+    wished = listed(config.methods)
+    check_names(wished)
+    check_seeds(listed(config.seeds))
+    check_tuned(config)
+    check_sides(wished, config)
+    check_samples(config.samples)
+    check_batches(expand(wished), config, parallel.processes(config.trainer))
+    check_workers(config.trainer)
 
 
 def left_to_learn(experiment: str, config: Config, fresh: bool = False) -> dict[Run, Path]:

@@ -67,8 +67,8 @@ def main() -> None:
     budget.check()
     check_per_class(asked.per_class)
     runs = runs_of(asked)
-    path = place_of(asked.name, f"adversarial_{runs[0].experiment}", typed("adversarial"), runs)
     source = source_of(runs, asked)
+    path = place_of(asked.name, f"adversarial_{runs[0].experiment}", typed("adversarial"), runs)
     frame = evaluated(runs, source, budget, asked)
     _report(frame, runs, source, budget, asked, path)
 

@@ -10,6 +10,7 @@ from cil.command_line import parse
 from cil.config import Config
 from cil.errors import UserError
 from cil.files import check_writable, read_bytes, with_ending
+from cil.learning import check
 from cil.records import RunView
 from cil.records.layout import read_table
 
@@ -80,7 +81,7 @@ def asked(module: str, explanation: str | None, defaults: Sequence[str]) -> Aske
     """Read the command line of `python -m experiments.MODULE`; `defaults` are settings.
 
     Raises:
-        UserError: unknown experiment, unknown key or a value of the wrong type.
+        UserError: unknown experiment, unknown key, a value of the wrong type or out of range.
     """
     parser = ArgumentParser(
         prog=f"python -m experiments.{module}",
@@ -93,4 +94,5 @@ def asked(module: str, explanation: str | None, defaults: Sequence[str]) -> Aske
     parser.add_argument("--name", help="of the files in experiments/results, or a path")
     known, settings = parser.parse_known_args()
     config, fresh = parse(known.experiment, [*defaults, *settings])
+    check(config)
     return Asked(Path(known.experiment).stem, config, fresh, known.name, typed(module))

@@ -68,6 +68,7 @@ OFFICIAL_TOKENIZER = TokenizerConfig(
     vocabulary=4096,
     scales=[1, 2, 3, 4, 5, 6, 8, 10, 13, 16],
 )
+OF_A_SIZE = {"classes": 100, "images": [BATCH_SIZE], "condition_from": [0], "batch_sizes": [64, 96]}
 STEPS = 20  # of training that are timed, after as many that are not
 
 
@@ -82,7 +83,9 @@ class Variant:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiments.efficiency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("model", help=f"folder of a finished var run, or {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=3, help="the fastest one counts (default: 3)")
@@ -92,11 +95,22 @@ def main() -> None:
     )
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV file")
     sizes = parser.add_argument_group("of a published size")
-    sizes.add_argument("--classes", type=int, default=100)
-    sizes.add_argument("--images", type=int, nargs="+", default=[BATCH_SIZE], metavar="N")
-    sizes.add_argument("--condition_from", type=int, nargs="+", default=[0], metavar="BLOCK")
-    sizes.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 96], metavar="N")
+    sizes.add_argument("--classes", type=int, help="to tell apart (default: 100)")
+    images = f"classified at once (default: {BATCH_SIZE})"
+    sizes.add_argument("--images", type=int, nargs="+", metavar="N", help=images)
+    first = "first block that sees the class (default: 0)"
+    sizes.add_argument("--condition_from", type=int, nargs="+", metavar="BLOCK", help=first)
+    batches = "of a step of training (default: 64 96)"
+    sizes.add_argument("--batch_sizes", type=int, nargs="+", metavar="N", help=batches)
     options = parser.parse_args()
+    for name, default in OF_A_SIZE.items():
+        if getattr(options, name) is None:
+            setattr(options, name, default)
+        elif options.model not in SIZES:
+            raise UserError(
+                f"--{name} is for a published size alone, and {options.model} is none: leave it "
+                "out, or name one of " + ", ".join(SIZES) + "."
+            )
     counts = [options.classes, options.rounds, *options.images, *options.batch_sizes]
     if min(counts) < 1:
         raise UserError("--classes, --images, --rounds and --batch_sizes must be 1 or more.")

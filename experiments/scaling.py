@@ -43,7 +43,9 @@ HEADINGS = ["devices", "learning", "scaling", "classifying", "scaling"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m experiments.scaling",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--size", choices=list(SIZES), default="d16")
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2], metavar="N")

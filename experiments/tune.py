@@ -19,7 +19,7 @@ argued by Chaudhry et al. 2019, "Efficient lifelong learning with A-GEM" (arXiv 
 import itertools
 import math
 import sys
-from argparse import ArgumentParser
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -51,10 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: list[str]) -> None:
-    parser = ArgumentParser("python -m experiments.tune", description=__doc__, allow_abbrev=False)
-    parser.add_argument("experiment")
-    parser.add_argument("--grid", type=Path)
-    parser.add_argument("--experiences", type=int, default=2)
+    parser = ArgumentParser(
+        prog="python -m experiments.tune",
+        usage="%(prog)s EXPERIMENT [--grid=FILE] [--experiences=N] [--KEY=VALUE ...]",
+        description=__doc__,
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("experiment", help="one of those that `python -m cil.run` lists")
+    grid = "of values to try (default: configs/grids/EXPERIMENT.yaml)"
+    parser.add_argument("--grid", type=Path, metavar="FILE", help=grid)
+    first = "learned and judged by, the first ones (default: 2)"
+    parser.add_argument("--experiences", type=int, default=2, metavar="N", help=first)
     own, others = parser.parse_known_args(arguments)
     config, fresh = parse(own.experiment, others)
     stem = Path(own.experiment).stem

@@ -110,6 +110,19 @@ def test_a_table_of_another_line_is_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("progress.json"))
 
 
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("--methods=[nope]", "nope"), ("--seeds=[0,0]", "seeds")],
+)
+def test_a_mistake_on_the_line_is_said_before_that(
+    word: str, said: str, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    assert ask(monkeypatch, "split_digits", *folders(tmp_path), word) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "another line" not in error
+
+
 def test_what_decides_no_number_makes_no_other_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

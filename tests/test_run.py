@@ -176,6 +176,9 @@ def test_efficiency_compares_the_schedules_of_a_finished_run(
     monkeypatch.setattr(sys, "argv", ["efficiency", str(place), *options, "--rounds=0"])
     assert run.exit_code(efficiency.main) == 2
     assert "--rounds and --batch_sizes must be 1 or more" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["efficiency", str(place), *options, "--images=3"])
+    assert run.exit_code(efficiency.main) == 2
+    assert "--images is for a published size alone" in capsys.readouterr().err
 
 
 @pytest.mark.integration
