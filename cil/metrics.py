@@ -26,7 +26,8 @@ def accuracy_curve(R: ArrayLike, sizes: Sequence[int] | NDArray[np.integer]) -> 
     """
     matrix = _lower_triangle(R)
     weights = np.asarray(sizes, dtype=np.float64)
-    if weights.shape != matrix.shape[:1] or not (weights > 0).all():
+    counts = (weights > 0) & np.isfinite(weights)
+    if weights.shape != matrix.shape[:1] or not counts.all():
         raise ValueError(f"sizes must be {len(matrix)} positive counts, not {list(weights)}")
     return np.tril(matrix) @ weights / np.cumsum(weights)
 

@@ -83,8 +83,8 @@ def test_what_is_no_accuracy_matrix_is_refused(R: np.ndarray, complaint: str) ->
         forgetting(R)
 
 
-@pytest.mark.parametrize("sizes", [[1, 2], [1, 2, 0], [[1, 2, 3]]])
-def test_sizes_must_fit_the_matrix(sizes: list[int]) -> None:
+@pytest.mark.parametrize("sizes", [[1, 2], [1, 2, 0], [[1, 2, 3]], [1, NAN, 3], [1, 2, np.inf]])
+def test_sizes_must_fit_the_matrix(sizes: list[float]) -> None:
     with pytest.raises(ValueError, match="3 positive counts"):
         last_accuracy(FALLING, sizes)
 
