@@ -118,6 +118,22 @@ def test_a_class_with_a_single_training_image_is_named(root: Path) -> None:
     assert "single image: zwölf; " in refusal(root)
 
 
+def test_a_class_of_few_images_has_one_held_out(root: Path) -> None:
+    for file in sorted((root / "train" / "birne").iterdir())[2:]:
+        file.unlink()
+    source = image_folder(root, 16, 0.05, True, True, root.parent / "cache")
+    (experience,) = build_stream(source, "b0-3", [0, 1, 2]).experiences
+    for part in (experience.train_plain, experience.validation):
+        assert part.targets.count(1) == 1  # type: ignore[attr-defined]
+
+
+def test_a_folder_without_classes_is_refused(root: Path) -> None:
+    for split in ("train", "val"):
+        (root / split).rename(root / f"no_{split}")
+        (root / split).mkdir()
+    assert "no training images" in refusal(root)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
 
