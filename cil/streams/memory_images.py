@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cil.errors import UserError
+
 
 class MemoryImages(Dataset):
     """(N, C, H, W), floats in [-1, 1] or, at a quarter of the size, bytes.
@@ -14,6 +16,12 @@ class MemoryImages(Dataset):
     """
 
     def __init__(self, images: Tensor, targets: Sequence[int]) -> None:
+        """Raises UserError unless every image has a target."""
+        if len(images) != len(targets):
+            raise UserError(
+                f"MemoryImages was given {len(images)} images and {len(targets)} targets: give "
+                "every image one."
+            )
         self.images = images
         self.targets = [int(target) for target in targets]
 

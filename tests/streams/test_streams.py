@@ -242,7 +242,7 @@ def test_a_class_without_images_is_refused(source):
     fewer = MemoryImages(
         source.validation.images[kept], [source.validation.targets[i] for i in kept]
     )
-    with pytest.raises(UserError, match="validation images of digits hold none of: 7"):
+    with pytest.raises(UserError, match="held-out training images of digits hold none of: 7;"):
         build_stream(dataclasses.replace(source, validation=fewer), "b0-2", ORDER)
 
 
@@ -289,6 +289,67 @@ def test_which_images_are_held_out_is_as_in_earlier_runs():
 def test_what_cannot_be_shared_out_is_refused(targets, message):
     with pytest.raises(UserError, match=message):
         held_out(np.array(targets, dtype=int), 0.5)
+
+
+# --- a stream of one's own ---
+
+
+def four_classes(images=None, targets=(0, 1, 2, 3) * 2, **changes):
+    """Digits 0 to 3 twice, 8 px, or other images."""
+    if images is None:
+        images = digits(0.15, augment=False, image_size=8).test.images[:8]
+    split = MemoryImages(images, targets)
+    parts = dict.fromkeys(("train", "validation", "test"), split)
+    options = {"image_size": 8, "channels": 1, "content": "eight", **parts, **changes}
+    return Source("mine", ("a", "b", "c", "d"), **options)
+
+
+def test_a_class_of_a_single_image_is_enough():
+    images = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    built = build_stream(four_classes(images, range(4)), "b0-2", np.arange(4))
+    assert [len(experience.train) for experience in built.experiences] == [2, 2]
+    assert {type(original) for original in built.class_order} == {int}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_size": 16}, r"first of the training images of mine is \(1, 8, 8\), .*\(1, 16, 16"),
+        ({"channels": 3}, r"is \(1, 8, 8\), but channels and image_size make it \(3, 8, 8\)"),
+        ({"targets": (0, 1, 2, 3, -1, 1, 2, 3)}, "targets that are no classes: -1; give 0 to 3"),
+        ({"targets": (0, 1, 2, 3, 4, 5, 2, 3)}, "targets that are no classes: 4, 5; .*class_names"),
+        ({"images": torch.full((8, 1, 8, 8), -255.0)}, "has values from -255 to -255: scale all"),
+        ({"images": torch.full((8, 1, 8, 8), float("nan"))}, "scale all images to \\[-1, 1\\]"),
+        ({"images": torch.zeros(8, 1, 8, 8, dtype=torch.int64)}, "is no tensor of floats"),
+        ({"images": torch.zeros(50, 1, 8, 8)}, "given 50 images and 8 targets"),
+        ({"images": torch.zeros(4, 1, 8, 8)}, "given 4 images and 8 targets"),
+    ],
+)
+def test_images_that_are_not_what_their_source_says_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        build_stream(four_classes(**changes), "b0-2", range(4))
+
+
+def test_every_split_is_looked_at(source):
+    tripled = MemoryImages(source.test.images * 3, source.test.targets)
+    with pytest.raises(UserError, match="first of the test images of digits has values from -3"):
+        build_stream(dataclasses.replace(source, test=tripled), "b0-2", ORDER)
+
+
+def test_no_more_than_the_first_image_of_a_split_is_read(source, monkeypatch):
+    read = []
+    plain = MemoryImages.__getitem__
+    monkeypatch.setattr(
+        MemoryImages, "__getitem__", lambda self, item: read.append(item) or plain(self, item)
+    )
+    build_stream(source, "b0-2", ORDER)
+    assert read == [0, 0, 0]
+
+
+@pytest.mark.parametrize("order", [[0, 1.5, 2, 3], [0, 1.0, 2, 3], [0, None, 2, 3]])
+def test_an_order_of_anything_but_whole_numbers_is_refused(order):
+    with pytest.raises(UserError, match=r"stream\.class_order is .*whole numbers"):
+        build_stream(four_classes(), "b0-2", order)
 
 
 def test_naming_streams_costs_no_import_of_avalanche_or_torch():
