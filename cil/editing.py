@@ -1,5 +1,6 @@
 """Edits by a finished VAR run, and their picture: a part of an image drawn anew."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,19 +70,20 @@ def edits(
     """The right half of a test image of the first class group drawn anew, by every run of a VAR.
 
     Two rows a run: as of the image's own class, and as of the class that was learned last. It takes
-    the models, which are in run folders alone; where none can be read the figure says so. image:
-    its number in the group; cache: as that of the runs.
+    the models, which are in run folders alone; where none can be read the figure says why, and a
+    line on stderr where only some cannot. image: its number in the group; cache: as that of the
+    runs, and like a relative `stream.root` of theirs it is looked for from the current folder.
     """
     names: list[str] = []
     shown: list[Tensor] = []
-    why = "Edits take a model: none of these is a run of var in a run folder."
+    failed: list[str] = []
     for run in runs:
         if not isinstance(run, RunView) or run.method.partition("-")[0] != "var":
             continue
         try:
             method, stream = restore(run, TrainerConfig(progress=False), Path(cache))
         except UserError as error:
-            why = str(error)
+            failed.append(f"{run.method} seed {run.seed}: {error}")
             continue
         whole, own, region = _halved(stream, image)
         for label, cover in ((own, HALF), (method.classes_seen - 1, 0.0)):
@@ -90,7 +92,10 @@ def edits(
             shown.append(edited(method, whole, region, pairs, guidance, cover).images)
             names.append(f"{run.method}: {stream.class_names[label]}")
     if not shown:
-        return plots.note(why)
+        none = "Edits take a model: none of these is a run of var in a run folder."
+        return plots.note("\n".join(failed) or none)
+    for line in failed:
+        print(f"left out: {line}", file=sys.stderr)
     return figure(whole, region, torch.cat(shown), names, range(seeds))
 
 

@@ -7,6 +7,7 @@ import warnings
 
 import numpy as np
 import pytest
+from IPython.core.pylabtools import print_figure
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
@@ -93,8 +94,11 @@ def test_shares_over_experiences_fill_their_axis_and_start_where_they_are_known(
 
 
 def test_a_note_says_why_there_is_no_figure() -> None:
-    (text,) = drawn(note("None of these runs has one.")).texts
-    assert text.get_text() == "None of these runs has one."
+    figure = drawn(note("None of these runs has one."))
+    assert texts(figure) == ["None of these runs has one."]
+    assert not figure.axes[0].axison
+    assert print_figure(figure)  # what a notebook shows: nothing of a figure without axes
+    assert note("one\nanother").get_figheight() > figure.get_figheight()
 
 
 def test_every_line_is_named_at_its_end_and_no_name_covers_another() -> None:

@@ -164,7 +164,7 @@ def test_shares_over_experiences(views: list[RunView], online: list[WandbRun]) -
         assert axes.get_ylabel() == label
         assert [text.get_text().split()[0] for text in axes.texts] == ["var"]
         assert len({figure_bytes(picture, "png") for picture in pictures}) == 1
-    (text,) = figures.over_experiences(views[:1], "samples/drift").texts
+    (text,) = figures.over_experiences(views[:1], "samples/drift").axes[0].texts
     assert text.get_text() == "None of these runs recorded samples/drift."
 
 
@@ -183,12 +183,25 @@ def test_edits_take_the_models_that_run_folders_hold(
     image, edit = tiles[:side, :side], tiles[:side, 2 * (side + 1) :][:, :side]
     assert np.array_equal(edit[:, : side // 2], image[:, : side // 2])  # the left half is kept
     assert not np.array_equal(edit, image)
-    (text,) = editing.edits(online).texts
+    (text,) = editing.edits(online).axes[0].texts
     assert text.get_text() == "Edits take a model: none of these is a run of var in a run folder."
-    (text,) = editing.edits([replace(views[1], folder=folder / "gone")]).texts
-    assert "is missing" in text.get_text()
     with pytest.raises(UserError, match="There is no test image 1000: the first class group has"):
         editing.edits(views, image=1000, cache=f"{folder}-cache")
+
+
+@pytest.mark.integration
+def test_a_run_without_its_model_is_not_left_out_of_edits_in_silence(
+    folder: Path, views: list[RunView], capsys: pytest.CaptureFixture[str]
+) -> None:
+    gone = [replace(views[1], folder=folder / "gone", seed=seed) for seed in (1, 2)]
+    (text,) = editing.edits(gone, cache=f"{folder}-cache").axes[0].texts
+    reasons = text.get_text().splitlines()
+    assert [reason.partition(":")[0] for reason in reasons] == ["var seed 1", "var seed 2"]
+    assert all("is missing" in reason for reason in reasons)
+    assert capsys.readouterr().err == ""
+    (axes,) = editing.edits([gone[0], views[1]], seeds=1, cache=f"{folder}-cache").axes
+    assert len(axes.get_yticklabels()) == 2
+    assert capsys.readouterr().err == f"left out: {reasons[0]}\n"
 
 
 @pytest.mark.integration

@@ -43,9 +43,12 @@ def sample_grid(
 
 
 def note(sentence: str) -> Figure:
-    """A sentence where a figure would stand that cannot be drawn."""
-    figure = Figure(figsize=(0.3 + 0.085 * len(sentence), 0.5))
-    figure.text(0.02, 0.5, sentence, va="center", color="#555555")
+    """A sentence, or a line each of several, where a figure would stand that cannot be drawn."""
+    lines = sentence.splitlines()
+    figure = Figure(figsize=(0.3 + 0.085 * max(map(len, lines)), 0.3 + 0.2 * len(lines)))
+    axes = figure.add_axes((0, 0, 1, 1))  # a notebook shows no figure that has none
+    axes.set_axis_off()
+    axes.text(0.02, 0.5, sentence, va="center", color="#555555")
     return figure
 
 
