@@ -2,13 +2,15 @@
 
 import ast
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import nbformat
 import pytest
+import written
 from nbclient import NotebookClient
-from tiny import TINY, folders
+from tiny import TINY
 
 from cil import run
 
@@ -23,12 +25,23 @@ SHOWN = {
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two methods, one of which draws and explains, with two seeds on two experiences."""
-    folder = tmp_path_factory.mktemp("notebooks") / "runs"
-    words = ["--methods=[var,finetune]", "--seeds=[0,1]", "--stream.stop_after=2"]
-    assert run.main(["split_digits", *TINY, *folders(folder), *words]) == 0
-    return folder / "split_digits"
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two methods, one of which draws and explains, learned two experiences with two seeds.
+
+    Images, runs and cache are named from there, as a user does.
+    """
+    folder = tmp_path_factory.mktemp("project")
+    written.image_folder(folder / "images", ["a", "b", "c", "d"], train=8, test=4, side=16)
+    words = ["--methods=[var,finetune]", "--seeds=[0,1]", "--runs=runs", "--cache=cache"]
+    words += ["--stream.source=image_folder", "--stream.root=images", "--stream.image_size=16"]
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        assert run.main(["split_digits", *TINY, *words]) == 0
+    finally:
+        os.chdir(before)
+    (folder / "notebooks").mkdir()
+    return folder
 
 
 def source_cell(notebook: Any) -> Any:
@@ -44,20 +57,21 @@ def by_name(path: Path) -> str:
 @pytest.mark.integration
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
 def test_it_runs_and_shows_its_figures(
-    path: Path, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notebook = nbformat.read(path, as_version=4)
-    cell = source_cell(notebook)
-    name, _ = cell.source.split(" = ")
-    cell.source = f"{name} = {str(runs)!r}"
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    resources = {"metadata": {"path": str(path.parent)}}
+    resources = {"metadata": {"path": str(project / "notebooks")}}
     NotebookClient(notebook, timeout=300, kernel_name="python3", resources=resources).execute()
     outputs = [out for c in notebook.cells if c.cell_type == "code" for out in c.outputs]
     assert not [out for out in outputs if out.output_type == "stream"]  # warnings, for one
     for kind, count in SHOWN[path.stem].items():
-        assert len([out for out in outputs if kind in out.get("data", {})]) == count
+        shown = [out["data"][kind] for out in outputs if kind in out.get("data", {})]
+        assert len(shown) == count
+        if path.stem == "generation" and kind == "image/svg+xml":
+            assert "<image" in shown[-1]  # edits, and no note that says why there are none
+    assert not list((project / "notebooks").iterdir())
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=by_name)
@@ -67,7 +81,7 @@ def test_in_git_it_holds_no_outputs_and_no_logic(path: Path) -> None:
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert not any(cell.outputs or cell.execution_count for cell in cells)
     assert source_cell(notebook) is cells[0]
-    assert cells[0].source == 'SOURCE = "../runs/split_digits"'
+    assert cells[0].source == 'SOURCE = "runs/split_digits"'
     for cell in cells:
         lines = [line for line in cell.source.splitlines() if not line.startswith("%")]
         assert len(lines) <= 8
