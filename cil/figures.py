@@ -3,7 +3,7 @@
 import base64
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -90,8 +90,13 @@ def over_experiences(runs: Sequence[Run], name: str) -> plots.Figure:
 class Gallery:
     """PNG files, each with what a reader is told of it; a notebook shows them."""
 
-    pictures: list[tuple[str, bytes]] = field(repr=False)
+    pictures: list[tuple[str, bytes]]
     sentence: str  # where there are none
+
+    def __repr__(self) -> str:
+        count = len(self.pictures)
+        several = "s" if count > 1 else ""
+        return f"{count} picture{several}, shown in a notebook" if count else self.sentence
 
     def _repr_html_(self) -> str:
         if not self.pictures:

@@ -151,7 +151,10 @@ def test_a_gallery_shows_the_runs_that_have_the_picture(views: list[RunView]) ->
     assert [words for words, _ in shown.pictures] == ["var, seed 0: samples"]
     data = base64.b64encode(views[1].picture("samples") or b"").decode()
     assert f'alt="var, seed 0: samples" src="data:image/png;base64,{data}"' in shown._repr_html_()
+    assert repr(shown) == "1 picture, shown in a notebook"
+    assert repr(figures.Gallery([("a", b""), ("b", b"")], "")).startswith("2 pictures, ")
     none = figures.pictures(views, "<none>")
+    assert repr(none) == "None of these runs has a picture <none>."
     assert none._repr_html_() == "<p>None of these runs has a picture &lt;none&gt;.</p>"
 
 
