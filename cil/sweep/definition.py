@@ -151,6 +151,9 @@ def _parameter(path: Path, name: str, given: Any) -> Parameter:
         if not isinstance(values, list) or not values:
             raise UserError(f"{place} must have a list of values, and at least one.")
         _only(place, given, {"value", "values", "distribution"})
+        twice = [value for value in values if values.count(value) > 1]
+        if twice:
+            raise UserError(f"{place} has {twice[0]} more than once: give each value once.")
         return Parameter(tuple(values))
     return _numbers(place, given)
 
