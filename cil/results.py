@@ -4,12 +4,13 @@ runs = results.load("runs/split_digits")
 runs = results.load("wandb:ENTITY/PROJECT/split_digits")
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from cil.errors import UserError
-from cil.records import read_runs
+from cil.records import read_runs, unfinished_runs
 from cil.records.layout import FloatArray
 from cil.wandb_runs import read_wandb
 
@@ -56,7 +57,8 @@ AnyRun = TypeVar("AnyRun", bound=Run)
 def load(source: str | Path) -> list[Run]:
     """All finished runs of a source, sorted by experiment, method and seed.
 
-    source: a folder, "wandb:ENTITY/PROJECT" or "wandb:ENTITY/PROJECT/GROUP".
+    source: a folder, "wandb:ENTITY/PROJECT" or "wandb:ENTITY/PROJECT/GROUP". A line on stderr names
+    the runs of a folder that are not finished.
 
     Raises:
         UserError: there is no such folder or project, or no finished run in it, a file is damaged,
@@ -65,11 +67,19 @@ def load(source: str | Path) -> list[Run]:
     address = str(source)
     if address.startswith(WANDB):
         return list(read_wandb(address.removeprefix(WANDB)))
-    runs = read_runs(Path(source))
+    if not address.strip():
+        raise UserError("The source is empty: name a folder of runs, or wandb:ENTITY/PROJECT.")
+    runs, begun = read_runs(Path(source)), unfinished_runs(Path(source))
     if not runs:
         raise UserError(
-            f"There are no finished runs in {source}; is it the folder of an experiment?"
+            f"There are no finished runs in {source} ({len(begun)} begun); is it the folder of an "
+            "experiment?"
         )
+    if begun:
+        named = [
+            f"{r.method} seed {r.seed} ({r.learned} of {r.experiences} learned)" for r in begun
+        ]
+        print(f"not finished and left out: {', '.join(named)}", file=sys.stderr)
     return list(runs)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import finished
 import numpy as np
 import pytest
 import wandb
@@ -287,6 +288,21 @@ def test_an_address_that_is_none(address: str) -> None:
 def test_no_folder_and_no_runs(tmp_path: Path) -> None:
     assert "There is no folder" in refused(str(tmp_path / "none"))
     assert "no finished runs" in refused(str(tmp_path))
+    assert "The source is empty" in refused("")
+
+
+def test_runs_that_are_not_finished_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = tmp_path / "e" / "ewc" / "seed1"
+    with finished.begin(begun, finished.stream()) as record:
+        record.save_learned(0, {}, 1, 2.0)
+    assert f"no finished runs in {tmp_path} (1 begun)" in refused(str(tmp_path))
+    finished.finish(tmp_path / "e" / "ewc" / "seed0", 0.5)
+    assert [view.seed for view in results.load(tmp_path)] == [0]
+    assert capsys.readouterr().err == "not finished and left out: ewc seed 1 (1 of 2 learned)\n"
+    results.load(tmp_path / "e" / "ewc" / "seed0")
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("account")
