@@ -9,7 +9,7 @@ import numpy as np
 
 from cil import plots, table
 from cil.errors import UserError
-from cil.results import Run
+from cil.results import Run, check_seeds_alone_differ
 
 COSTS = {
     "prediction_macs": "Multiply-accumulates of classifying an image",
@@ -27,9 +27,10 @@ SHARES = {
 def forgetting_curves(runs: Sequence[Run]) -> plots.Figure:
     """Accuracy on all classes seen after each experience: every seed, mean, confidence band.
 
-    Like all figures here it raises UserError for runs of several experiments.
+    Like all figures here it raises UserError for runs of several experiments, and for runs of one
+    method that differ in more than their seed.
     """
-    _one_experiment(runs)
+    _check(runs)
     return table.curves(runs, "confidence")
 
 
@@ -118,20 +119,15 @@ def pictures(runs: Sequence[Run], name: str) -> Gallery:
 
 
 def _by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    _one_experiment(runs)
+    _check(runs)
     methods: dict[str, list[Run]] = {}
     for run in runs:
         methods.setdefault(run.method, []).append(run)
     return methods
 
 
-def _one_experiment(runs: Sequence[Run]) -> None:
-    experiments = sorted({run.experiment for run in runs})
-    if len(experiments) > 1:
-        raise UserError(
-            f"These runs are of the experiments {', '.join(experiments)}: load those of one, as "
-            f"'runs/{experiments[0]}' or 'wandb:ENTITY/PROJECT/{experiments[0]}'."
-        )
+def _check(runs: Sequence[Run]) -> None:
+    check_seeds_alone_differ(runs)
     if len({tuple(run.group_names) for run in runs}) > 1:
         raise UserError(
             "These runs learned different class groups, which no figure can compare: load those of "

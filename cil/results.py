@@ -6,15 +6,20 @@ runs = results.load("wandb:ENTITY/PROJECT/split_digits")
 
 import sys
 from collections.abc import Sequence
+from os.path import commonpath
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from cil.errors import UserError
-from cil.records import read_runs, unfinished_runs
+from cil.records import RunView, read_runs, unfinished_runs
 from cil.records.layout import FloatArray
+from cil.records.resume import changed_keys
 from cil.wandb_runs import read_wandb
 
 WANDB = "wandb:"
+# Runs of one method may differ in these: `seeds` is what W&B's agent adds to a trial of a sweep,
+# and the same images, which the fingerprint tells, may lie elsewhere.
+MAY_DIFFER = ("seed", "seeds", "stream.root")
 
 
 class Run(Protocol):
@@ -89,3 +94,68 @@ def first_seeds(runs: Sequence[AnyRun]) -> list[AnyRun]:
     for run in sorted(runs, key=lambda run: run.seed):
         first.setdefault((run.experiment, run.method), run)
     return [run for run in runs if first[run.experiment, run.method] is run]
+
+
+def check_seeds_alone_differ(runs: Sequence[Run]) -> None:
+    """Raises UserError unless a mean over each method's runs is one over seeds.
+
+    There must be runs, all of one experiment, those of a method of one setting, and each once.
+    """
+    if not runs:
+        raise UserError("There are no runs to show: read some with results.load.")
+    experiments = sorted({run.experiment for run in runs})
+    if len(experiments) > 1:
+        raise UserError(
+            f"These runs are of the experiments {', '.join(experiments)}: name the place of one, "
+            f"such as {_place_of_experiment(runs[0])}."
+        )
+    first: dict[str, Run] = {}
+    seen: dict[tuple[str, int], Run] = {}
+    for run in sorted(runs, key=_place):
+        _check_settings(first.setdefault(run.method, run), run)
+        twin = seen.setdefault((run.method, run.seed), run)
+        if twin is not run:
+            raise UserError(
+                f"Two runs are of {run.method} with seed {run.seed}, in {_place(twin)} and in "
+                f"{_place(run)}: {_way_out(twin, run)}."
+            )
+
+
+def _check_settings(one: Run, other: Run) -> None:
+    """Raises UserError naming the first setting in which two runs of a method differ."""
+    changed = changed_keys(_settings(one), _settings(other))
+    differing = [key for key in changed if key not in MAY_DIFFER]
+    if differing:
+        key, (mine, theirs) = differing[0], changed[differing[0]]
+        more = f" ({len(differing) - 1} more differ)" if len(differing) > 1 else ""
+        raise UserError(
+            f"The runs of {one.method} differ in {key}, which is {mine} in {_place(one)} and "
+            f"{theirs} in {_place(other)}{more}: {_way_out(one, other)}."
+        )
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """Its config, and which images it learned: at W&B they stand together."""
+    if isinstance(run, RunView):
+        return {**run.config, "stream_fingerprint": run.stream["fingerprint"]}
+    return run.config
+
+
+def _place(run: Run) -> str:
+    return str(run.folder) if isinstance(run, RunView) else str(getattr(run, "url", "W&B"))
+
+
+def _place_of_experiment(run: Run) -> str:
+    if isinstance(run, RunView):
+        return str(run.folder.parents[1])
+    return f"{WANDB}ENTITY/PROJECT/{run.experiment}"
+
+
+def _way_out(one: Run, other: Run) -> str:
+    """How to read one of two runs alone, and as many others with it as can be."""
+    if not isinstance(one, RunView) or not isinstance(other, RunView):
+        return "keep one of the two"
+    mine, theirs = one.folder.resolve(), other.folder.resolve()
+    shared = Path(commonpath([mine, theirs]))
+    apart = shared.joinpath(*mine.relative_to(shared).parts[:1])
+    return f"name a folder that holds one of the two, such as {apart}"

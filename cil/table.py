@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cil import metrics, plots
 from cil.records import RunView, figure_bytes, with_ending, write_bytes, write_figure
-from cil.results import Run
+from cil.results import Run, check_seeds_alone_differ
 
 # Number of the summary -> heading; these are shown in per cent, the others as they are.
 PERCENT = {
@@ -74,14 +74,19 @@ def results(runs: Sequence[Run]) -> pd.DataFrame:
 
 
 def over_seeds(runs: Sequence[Run]) -> pd.DataFrame:
-    """One row a method in order of appearance; columns (number, "mean" | "std" | "count")."""
+    """One row a method in order of appearance; columns (number, "mean" | "std" | "count").
+
+    Raises:
+        UserError: there are no runs, or those of a method differ in more than their seed.
+    """
+    check_seeds_alone_differ(runs)
     numbers = [*PERCENT, *COSTS]
     grouped = results(runs).groupby("method", sort=False)[numbers]
     return grouped.agg(["mean", "std", "count"])
 
 
 def frame(runs: Sequence[Run]) -> pd.DataFrame:
-    """The table's cells as they are shown, a row a method."""
+    """The table's cells as they are shown, a row a method; raises as `over_seeds` does."""
     columns = ["method", *PERCENT.values(), *COSTS.values()]
     return pd.DataFrame(_rows(runs), columns=columns).set_index("method")
 

@@ -29,22 +29,28 @@ def stream(**changes: Any) -> dict[str, Any]:
     return {**facts, **changes}
 
 
-def begin(folder: Path, facts: dict[str, Any]) -> RunRecord:
+def begin(folder: Path, facts: dict[str, Any], settings: dict[str, Any] | None = None) -> RunRecord:
     method, seed = folder.parent.name, int(folder.name.removeprefix("seed"))
-    config = {"seed": seed, "method": method, "stream": {"source": "digits"}}
+    config = {"seed": seed, "method": method, "stream": {"source": "digits"}, **(settings or {})}
     environment = {"commit": "c0ffee", "device": "CPU", "created": "2026-01-02T03:04:05"}
     return RunRecord.open(folder, config, facts, environment)
 
 
-def finish(folder: Path, kept: float, facts: dict[str, Any] | None = None, **numbers: Any) -> Path:
+def finish(
+    folder: Path,
+    kept: float,
+    facts: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+    **numbers: Any,
+) -> Path:
     """A run of which `kept` in [0, 1] of every earlier group's accuracy was left after each next.
 
-    `numbers` stand in its summary.
+    `settings` stand in its config, `numbers` in its summary.
     """
     facts = facts or stream()
     T = len(facts["experiences"])
     sizes = [50] * T
-    with begin(folder, facts) as record:
+    with begin(folder, facts, settings) as record:
         for t in range(T):
             record.log(t, t, {"loss": 1.0, "samples/drift": 0.125})
             record.save_learned(t, {}, 1, 2.0)

@@ -1,6 +1,7 @@
 """The page of an experiment, as text: what stands in it, where it leads, and what it refuses."""
 
 import io
+import itertools
 import os
 import re
 import subprocess
@@ -240,9 +241,24 @@ def test_the_same_runs_give_the_same_bytes(folder: Path, page: Page) -> None:
 def test_several_experiments_are_refused_by_name(tmp_path: Path, capsys) -> None:
     for name in ("one", "two"):
         finished.finish(tmp_path / name / "a" / "seed0", 0.5)
-    assert "several experiments (one, two)" in refused(tmp_path, capsys)
+    error = refused(tmp_path, capsys)
+    assert (
+        f"of the experiments one, two: name the place of one, such as {tmp_path / 'one'}." in error
+    )
     assert main([str(tmp_path / "one"), str(tmp_path / "two")]) == 0
     assert (tmp_path / "two" / "report.html").exists()
+
+
+def test_a_sweep_is_no_experiment_and_its_trials_are(tmp_path: Path, capsys) -> None:
+    """Two settings, each with two seeds: none of their means is one over four seeds."""
+    for number, (lr, seed) in enumerate(itertools.product([0.001, 0.01], [0, 1])):
+        place = tmp_path / f"trial{number}" / "some_digits" / "finetune" / f"seed{seed}"
+        finished.finish(place, 0.5, settings={"discriminative": {"lr": lr}})
+    error = refused(tmp_path, capsys)
+    assert "The runs of finetune differ in discriminative.lr, which is 0.001 in" in error
+    assert error.endswith(f"such as {tmp_path / 'trial0'}.")
+    assert not (tmp_path / "report.html").exists()
+    assert main([str(tmp_path / "trial0")]) == 0
 
 
 def cut_picture(run_folder: Path) -> None:

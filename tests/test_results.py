@@ -215,6 +215,8 @@ def test_of_equal_runs_the_newest_counts(views: list[RunView]) -> None:
     other.config["stream"]["order_seed"] = 7  # another setting: a sweep's
     found = converted([older, newer, other])
     assert [r.summary["last_accuracy"] for r in found] == 2 * [views[0].summary["last_accuracy"]]
+    with pytest.raises(UserError, match=r"differ in stream.order_seed, .*: keep one of the two\."):
+        table.frame(found)
 
 
 @pytest.mark.integration
@@ -329,13 +331,18 @@ def test_a_server_that_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.integration
-def test_experiments_are_not_mixed(views: list[RunView]) -> None:
-    with pytest.raises(UserError, match="of the experiments other, split_digits: load those of"):
+def test_experiments_are_not_mixed(views: list[RunView], online: list[WandbRun]) -> None:
+    place = views[0].folder.parents[1]
+    assert place.is_dir()
+    with pytest.raises(UserError, match=f"other, split_digits: name the place of one, .*{place}"):
         figures.forgetting_curves([*views, replace(views[0], experiment="other")])
+    both = [online[0], replace(online[1], experiment="other")]
+    with pytest.raises(UserError, match=r"such as wandb:ENTITY/PROJECT/split_digits\."):
+        figures.forgetting_curves(both)
     names = [*views[0].stream["class_names"]]
     other = replace(views[0], stream={**views[0].stream, "class_names": names[::-1]})
     with pytest.raises(UserError, match="different class groups"):
-        figures.accuracy_matrices([*views, other])
+        figures.accuracy_matrices([other, views[1]])
 
 
 @pytest.mark.integration

@@ -1,12 +1,16 @@
 """The table at the end: few enough columns to be read, and every cost in the CSV beside it."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cil import table
+from cil import figures, table
+from cil.errors import UserError
 from cil.records import RunView
 from cil.records.layout import NUMBERS
 
@@ -91,3 +95,69 @@ def test_what_was_not_judged_on_test_images_says_so(views, tmp_path, capsys) -> 
     assert "held-out" not in capsys.readouterr().out
     table.report("e", [view("ewc", evaluated_on="validation")], tmp_path)
     assert "evaluated on held-out training images" in capsys.readouterr().out
+
+
+def trial(number: int, seed: int = 0, **settings: Any) -> RunView:
+    """A run in a folder of its own, as a local sweep leaves it."""
+    folder = Path(f"/runs/sweeps/s/trial{number}/e/ewc/seed{seed}")
+    return replace(view("ewc"), folder=folder, seed=seed, config={"seed": seed, **settings})
+
+
+POOLING: list[Callable[[list[RunView]], Any]] = [
+    table.frame,
+    table.over_seeds,
+    figures.forgetting_curves,
+    figures.forgetting_bars,
+    lambda runs: figures.over_experiences(runs, "samples/drift"),
+]
+
+
+def refused(pool: Callable[[list[RunView]], Any], runs: list[RunView]) -> str:
+    with pytest.raises(UserError) as caught:
+        pool(runs)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("pool", POOLING)
+def test_runs_of_two_settings_are_no_seeds_of_one(pool) -> None:
+    slow, fast = (trial(i, seed=i, discriminative={"lr": lr}) for i, lr in enumerate([0.001, 0.01]))
+    assert refused(pool, [slow, fast]) == (
+        "The runs of ewc differ in discriminative.lr, which is 0.001 in "
+        "/runs/sweeps/s/trial0/e/ewc/seed0 and 0.01 in /runs/sweeps/s/trial1/e/ewc/seed1: name a "
+        "folder that holds one of the two, such as /runs/sweeps/s/trial0."
+    )
+
+
+@pytest.mark.parametrize("pool", POOLING)
+def test_no_run_counts_twice(pool) -> None:
+    assert refused(pool, [trial(0), trial(1)]) == (
+        "Two runs are of ewc with seed 0, in /runs/sweeps/s/trial0/e/ewc/seed0 and in "
+        "/runs/sweeps/s/trial1/e/ewc/seed0: name a folder that holds one of the two, such as "
+        "/runs/sweeps/s/trial0."
+    )
+
+
+@pytest.mark.parametrize("pool", POOLING)
+def test_runs_of_several_experiments_are_led_to_the_folder_of_one(pool) -> None:
+    other = replace(trial(1, seed=1), experiment="f")
+    assert refused(pool, [trial(0), other]) == (
+        "These runs are of the experiments e, f: name the place of one, such as "
+        "/runs/sweeps/s/trial0/e."
+    )
+
+
+def test_other_images_under_the_same_settings_are_another_stream() -> None:
+    other = trial(1, seed=1)
+    other = replace(other, stream={**other.stream, "fingerprint": "g"})
+    assert "differ in stream_fingerprint" in refused(table.frame, [trial(0), other])
+
+
+def test_seeds_and_where_the_images_lay_may_differ() -> None:
+    runs = [trial(i, seed=i, stream={"root": root}) for i, root in enumerate(["/a", "/b"])]
+    assert table.frame(runs).loc["ewc*", "last"] == "50.0±0.0"
+    assert table.over_seeds(runs).loc["ewc", ("last_accuracy", "count")] == 2
+
+
+@pytest.mark.parametrize("pool", POOLING)
+def test_there_must_be_runs(pool) -> None:
+    assert "There are no runs" in refused(pool, [])

@@ -65,7 +65,11 @@ class Matrix:
 
 
 def in_order(runs: Sequence[RunView]) -> list[RunView]:
-    """The best method first, its seeds together."""
+    """The best method first, its seeds together.
+
+    Raises:
+        UserError: runs of several experiments, or of several settings of one method.
+    """
     best = table.over_seeds(runs)[("last_accuracy", "mean")]
     return sorted(runs, key=lambda r: (-best[r.method], r.method, r.seed))
 
@@ -127,13 +131,8 @@ def cost_rows(runs: Sequence[RunView]) -> list[Row]:
 
 
 def matrices(runs: Sequence[RunView]) -> list[Matrix]:
-    """The mean matrix of each method; seeds that saw another number of experiences stand apart."""
-    found = []
-    for method, seeds in by_method(runs).items():
-        for T in dict.fromkeys(len(r.matrix) for r in seeds):
-            same = [r for r in seeds if len(r.matrix) == T]
-            found.append(_matrix(method, same))
-    return found
+    """The mean matrix of each method."""
+    return [_matrix(method, seeds) for method, seeds in by_method(runs).items()]
 
 
 def curve_rows(runs: Sequence[RunView]) -> list[tuple[str, list[str]]]:

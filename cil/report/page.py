@@ -41,8 +41,8 @@ def write_report(folder: Path, output: Path | None = None) -> Path:
     It is FOLDER/report.html, or `output`; its links to the runs are relative to where it is.
 
     Raises:
-        UserError: there is no such folder, none or several experiments in it, no finished run, a
-            damaged file, or a place that cannot be written.
+        UserError: there is no such folder, no finished run in it, several experiments or settings,
+            a damaged file, or a place that cannot be written.
     """
     runs, page = _runs(folder), output or folder / FILE
     write_bytes(page, render(runs, folder, page).encode(), "--output")
@@ -91,12 +91,6 @@ def render(runs: Sequence[RunView], folder: Path, page: Path) -> str:
 
 def _runs(folder: Path) -> list[RunView]:
     runs = read_runs(folder)
-    names = sorted({r.experiment for r in runs})
-    if len(names) > 1:
-        raise UserError(
-            f"{folder} holds several experiments ({', '.join(names)}); "
-            f"give one of them or all, as {folder}/*."
-        )
     if not runs:
         begun = len(unfinished_runs(folder))
         raise UserError(
