@@ -96,11 +96,13 @@ def flags(settings: Mapping[str, Any]) -> list[str]:
 
 def _trials(definition: Definition, count: int | None) -> int:
     """How many there are to be in all."""
+    if count is not None and count < 1:
+        raise UserError(f"--count is {count}: give 1 or more; a grid needs none.")
     limits = [count, definition.run_cap]
     if definition.method == "grid":
         limits.append(grid_size(definition))
     given = [limit for limit in limits if limit is not None]
-    if not given or min(given) < 1:
+    if not given:
         raise UserError(f"{definition.path} has no end of its own: give --count=N, 1 or more.")
     return min(given)
 
@@ -115,6 +117,7 @@ def _check(definition: Definition, arguments: Sequence[str]) -> Config:
         key = argument.partition("=")[0].removeprefix("--")
         if key in definition.parameters:
             raise UserError(f"{definition.path} tries values of {key}: take --{key} off the line.")
+    _parse_file(definition, definition.settings)
     config, _ = parse(definition.experiment, [*definition.settings, *arguments])
     if parallel.place_given(config.trainer) is not None:
         raise UserError("A local sweep starts its processes by itself: start it without torchrun.")
@@ -125,13 +128,22 @@ def _check(definition: Definition, arguments: Sequence[str]) -> Config:
         for value in (parameter.values[1:] if parameter.values else [parameter.high])
     ]
     for settings in [first, *others]:
-        chosen, _ = parse(definition.experiment, _arguments(definition, settings, arguments))
+        chosen = _parse_file(definition, _arguments(definition, settings, arguments))
         methods = chosen.methods if isinstance(chosen.methods, list) else [chosen.methods]
         seeds = chosen.seeds if isinstance(chosen.seeds, list) else [chosen.seeds]
         check_names(methods)
         check_seeds(seeds)
         trial.check_single(expand(methods), seeds)
     return config
+
+
+def _parse_file(definition: Definition, settings: Sequence[str]) -> Config:
+    """The experiment with settings of the sweep's file, to which a mistake in them is put down."""
+    try:
+        return parse(definition.experiment, settings)[0]
+    except UserError as error:
+        said = str(error).replace("the command line", str(definition.path), 1)
+        raise UserError(said) from error
 
 
 def _begin(folder: Path, definition: Definition, config: Config, fresh: bool) -> dict[str, Any]:

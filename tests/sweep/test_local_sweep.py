@@ -199,7 +199,7 @@ def test_a_trial_that_fails_is_named_and_tried_again(
         ({}, ["--discriminative.lr=1"], "tries values of discriminative.lr: take"),
         ({}, ["--discriminative.rl=1"], "no setting --discriminative.rl: did you mean"),
         ({}, ["--experiment=split_digit"], "no experiment 'split_digit': did you mean"),
-        ({}, ["--count=0"], "give --count=N, 1 or more"),
+        ({}, ["--count=0"], "--count is 0: give 1 or more"),
         ({}, ["--name=../rates"], "give the name of one folder"),
         ({}, ["--name=.."], "give the name of one folder"),
         ({"method": "random"}, [], "give --count=N, 1 or more"),
@@ -213,6 +213,17 @@ def test_a_trial_that_fails_is_named_and_tried_again(
         ({"parameters": {"seeds": {"values": [0, -1]}}}, ["--methods=var"], "seeds is [-1]"),
         ({"parameters": {"seeds": {"value": 0}}}, [], "one run, but this one would be 4"),
         ({"parameters": {"methods": {"value": "all"}}}, [], "make methods and seeds parameters"),
+        (
+            {"parameters": {"var.lr": {"values": [0.001, "hi"]}}},
+            ["--methods=var", "--seeds=0"],
+            "rates.yaml gives var.lr as hi",
+        ),
+        (
+            {"command": [*SWEEP["command"][:-1], "--var.lr=hi", "${args}"]},
+            [],
+            "rates.yaml gives var.lr as hi",
+        ),
+        ({}, ["--var.lr=hi"], "the command line gives var.lr as hi"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_trial(
