@@ -23,6 +23,7 @@ from cil.methods.registry import check_names, check_seeds, expand
 from cil.records import RunView
 from cil.records.resume import changed_keys, plain
 from cil.sweep.definition import Definition
+from cil.sweep.metric_names import check_metric
 from cil.sweep.proposals import Settings, grid_size, propose
 
 STATE, LOCK = "sweep.json", ".lock"
@@ -117,6 +118,7 @@ def _check(definition: Definition, arguments: Sequence[str]) -> Config:
         key = argument.partition("=")[0].removeprefix("--")
         if key in definition.parameters:
             raise UserError(f"{definition.path} tries values of {key}: take --{key} off the line.")
+    check_metric(definition)
     _parse_file(definition, definition.settings)
     config, _ = parse(definition.experiment, [*definition.settings, *arguments])
     if parallel.place_given(config.trainer) is not None:
@@ -160,17 +162,20 @@ def _begin(folder: Path, definition: Definition, config: Config, fresh: bool) ->
         if not isinstance(state.get("trials"), list) or "meant" not in state:
             raise damaged(path)
         changed = changed_keys(state["meant"], meant)
+        if definition.method != "bayes":  # no result decides what else is tried
+            changed = {k: v for k, v in changed.items() if not k.startswith("sweep.metric.")}
         if changed:
             key, (old, new) = next(iter(changed.items()))
             raise UserError(
                 f"{folder} was begun with {key} = {old} and now it is {new}; set it back, start "
                 "over with --fresh, or give the sweep another --name."
             )
-        return state
-    for left in trials:
-        with explained(left):
-            shutil.rmtree(left)
-    state = {"meant": meant, "trials": []}
+        state["meant"] = meant
+    else:
+        for left in trials:
+            with explained(left):
+                shutil.rmtree(left)
+        state = {"meant": meant, "trials": []}
     write_json(path, state)
     return state
 
@@ -227,5 +232,5 @@ def _value(view: RunView, definition: Definition) -> float:
     metric = definition.metric
     if metric not in numbers:
         hint = near(metric, numbers) or f"choose from {', '.join(sorted(view.summary))}."
-        raise UserError(f"{definition.path} looks at {metric}, which no run has: {hint}")
+        raise UserError(f"{definition.path} looks at {metric}, which {view.folder} lacks: {hint}")
     return float(numbers[metric])

@@ -18,6 +18,7 @@ from cil import trial
 from cil.errors import UserError
 from cil.records import RunRecord, read_runs
 from cil.sweep.__main__ import main
+from cil.sweep.metric_names import LOGGED, SUMMARY, is_known
 
 SHORT = ["--stream.stop_after=2", "--discriminative.epochs=2"]
 SWEEP: dict[str, Any] = {
@@ -156,6 +157,42 @@ def test_another_sweep_of_the_same_name_is_refused_and_fresh_starts_over(
 
 
 @pytest.mark.integration
+def test_a_grid_goes_on_by_another_metric_and_a_bayesian_search_does_not(
+    stopped: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = stopped.parent / "runs" / "sweeps" / "rates"
+    before = times(folder / "trial0")
+    written(stopped.parent, metric={"name": "codebook_use", "goal": "maximize"})
+    assert main(line(stopped, "--count=1")) == 2
+    said = capsys.readouterr().err
+    assert f"looks at codebook_use, which {folder / 'trial0'}" in said
+    written(stopped.parent, metric={"name": "forgetting", "goal": "minimize"})
+    assert main(line(stopped, "--count=1")) == 0
+    assert "the minimum of forgetting" in " ".join(capsys.readouterr().out.split())
+    assert times(folder / "trial0") == before
+    state = json.loads((folder / "sweep.json").read_text())
+    assert state["meant"]["sweep"]["metric"]["name"] == "forgetting"
+    state["meant"]["sweep"]["method"] = "bayes"
+    (folder / "sweep.json").write_text(json.dumps(state))
+    written(stopped.parent, method="bayes")
+    assert main(line(stopped, "--count=1")) == 2
+    assert 'begun with sweep.metric.name = "forgetting"' in capsys.readouterr().err
+
+
+@pytest.mark.integration
+def test_the_numbers_that_a_sweep_may_look_at_are_those_of_runs(tmp_path: Path) -> None:
+    methods = "--methods=[finetune,var-adapter,diffusion-adapter]"
+    words = ["split_digits", *TINY, *folders(tmp_path / "runs"), methods, "--var.cca_steps=5"]
+    assert cil_run.main([*words, "--stream.stop_after=2"]) == 0
+    found: set[str] = set()
+    for view in read_runs(tmp_path):
+        found |= {*view.metrics()["name"]}
+        found |= {key for key, value in view.summary.items() if isinstance(value, int | float)}
+    assert [name for name in sorted(found) if not is_known(name)] == []
+    assert {*SUMMARY, *LOGGED} - found == set()
+
+
+@pytest.mark.integration
 def test_trials_whose_sweep_has_lost_its_state_are_kept(
     stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -224,6 +261,12 @@ def test_a_trial_that_fails_is_named_and_tried_again(
             "rates.yaml gives var.lr as hi",
         ),
         ({}, ["--var.lr=hi"], "the command line gives var.lr as hi"),
+        (
+            {"metric": {"name": "last_acuracy"}},
+            [],
+            "looks at last_acuracy, which no run has: did you mean last_accuracy?",
+        ),
+        ({"metric": {"name": "speed"}}, [], "looks at speed, which no run has: choose from"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_trial(
