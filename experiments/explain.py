@@ -130,6 +130,9 @@ def asked_for(run: Finished, options: Namespace) -> tuple[list[str], Tensor, Ten
         words = [word.strip() for word in options.images.split(",") if word.strip()]
         if not words:
             raise UserError("--images names none: give numbers of test images or files.")
+        below = [word for word in words if word[0] == "-" and word[1:].isdecimal()]
+        if below:  # no file either
+            raise UserError(f"There is no test image {below[0]}: they are numbered from 0.")
         if not all(word.isdecimal() for word in words):
             images = torch.stack([picture(Path(word), run.stream) for word in words])
             label = None if options.label is None else run.class_of(options.label)

@@ -1,7 +1,10 @@
 """Token-wise mutual information against one forward a class, and maps worked by hand."""
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +28,7 @@ from cil.methods.var import VARMethod
 from cil.methods.var_parts import build_model
 from cil.models.class_groups import NULL_CLASS, Incremental
 from cil.streams.stream import Stream
+from experiments.explain import asked_for
 
 SIZES = [3, 2, 1]
 LABELS = torch.tensor([[0, 3], [5, 2], [4, 4], [1, 0], [2, 5]])
@@ -220,6 +224,13 @@ def test_images_of_another_size_are_refused(method: VARMethod) -> None:
 def test_a_class_never_learned_is_refused(method: VARMethod, images: Tensor, label: int) -> None:
     with pytest.raises(UserError, match=f"Class {label} was never learned: there are 0 to 5"):
         explain(method, images[:1], torch.tensor([label]), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("images", ["-1", "0,-1", "-1,a.png"])
+def test_a_number_below_zero_is_no_test_image(images: str) -> None:
+    run: Any = SimpleNamespace(labels=[0, 1], images=None)
+    with pytest.raises(UserError, match="There is no test image -1: they are numbered from 0"):
+        asked_for(run, Namespace(images=images, label=None))
 
 
 def test_methods_without_tokens_have_no_reasons(method: VARMethod, tiny_stream: Stream) -> None:
