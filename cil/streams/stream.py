@@ -6,7 +6,6 @@ next ones. Names and the original order travel beside it; nothing downstream rem
 
 import hashlib
 import json
-import operator
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -19,14 +18,12 @@ from torch.utils.data import Dataset
 
 from cil.errors import UserError
 from cil.parallel import unseen
-from cil.streams.checks import check_class_order, group_sizes
-from cil.streams.image_scan import named
+from cil.streams.checks import check_class_order, check_image, check_targets, group_sizes
 
 Transform = Callable[[Tensor], Tensor]
 
 # Split -> what its images are.
 SPLITS = {"train": "training", "validation": "held-out training", "test": "test"}
-BEYOND = 0.01  # of [-1, 1]: what rounding may add to a value
 
 
 @dataclass(frozen=True)
@@ -165,8 +162,8 @@ def build_stream(source: Source, protocol: str, class_order: Sequence[int]) -> S
             are not what `source` says.
     """
     sizes = group_sizes(source.name, len(source.class_names), protocol)
-    class_order = _whole(class_order)
     check_class_order(source.name, len(source.class_names), class_order)
+    class_order = [int(original) for original in class_order]
     _check_splits(source)
     scenario = _benchmark(source, sizes, class_order)
     return Stream(
@@ -243,53 +240,14 @@ def _targets(dataset: Dataset) -> np.ndarray:
 
 
 def _fingerprint(source: Source, sizes: Sequence[int], class_order: Sequence[int]) -> str:
-    order = [int(original) for original in class_order]
-    parts = [source.name, source.content, list(source.class_names), order, list(sizes)]
+    parts = [source.name, source.content, list(source.class_names), list(class_order), list(sizes)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def _whole(class_order: Sequence[int]) -> list[int]:
-    """The same class ids, whichever integers they are; UserError for other numbers."""
-    try:
-        return [operator.index(original) for original in class_order]
-    except TypeError:
-        raise UserError(
-            f"stream.class_order is {list(class_order)}: give the class ids as whole numbers."
-        ) from None
-
-
 def _check_splits(source: Source) -> None:
+    shape = (source.channels, source.image_size, source.image_size)
     for split, kind in SPLITS.items():
         images = getattr(source, split)
-        _check_targets(f"The {kind} images of {source.name}", _targets(images), source.class_names)
-        _check_image(f"The first of the {kind} images of {source.name}", images[0][0], source)
-
-
-def _check_targets(place: str, targets_N: np.ndarray, class_names: Sequence[str]) -> None:
-    classes, there = set(range(len(class_names))), set(np.unique(targets_N).tolist())
-    missing = ", ".join(class_names[original] for original in sorted(classes - there))
-    if missing:
-        raise UserError(f"{place} hold none of: {missing}; every class needs one or more.")
-    strangers = named([str(target) for target in sorted(there - classes)])
-    if strangers:
-        raise UserError(
-            f"{place} have targets that are no classes: {strangers}; give 0 to {len(classes) - 1}, "
-            "or name these in class_names too."
-        )
-
-
-def _check_image(place: str, image: Tensor, source: Source) -> None:
-    """One image stands for all: to read them all could take hours."""
-    shape = (source.channels, source.image_size, source.image_size)
-    if not isinstance(image, Tensor) or not image.is_floating_point():
-        raise UserError(f"{place} is no tensor of floats: give it as one of {shape}.")
-    if image.shape != shape:
-        raise UserError(
-            f"{place} is {tuple(image.shape)}, but channels and image_size make it {shape}: "
-            "set them to what the images are, or resize these."
-        )
-    if not image.abs().max() <= 1 + BEYOND:  # also false for NaN
-        raise UserError(
-            f"{place} has values from {image.min():.3g} to {image.max():.3g}: scale all images "
-            "to [-1, 1]."
-        )
+        check_targets(f"The {kind} images of {source.name}", _targets(images), source.class_names)
+        # One image stands for all: to read them all could take hours.
+        check_image(f"The first of the {kind} images of {source.name}", images[0][0], shape)

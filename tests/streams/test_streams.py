@@ -346,10 +346,9 @@ def test_no_more_than_the_first_image_of_a_split_is_read(source, monkeypatch):
     assert read == [0, 0, 0]
 
 
-@pytest.mark.parametrize("order", [[0, 1.5, 2, 3], [0, 1.0, 2, 3], [0, None, 2, 3]])
-def test_an_order_of_anything_but_whole_numbers_is_refused(order):
-    with pytest.raises(UserError, match=r"stream\.class_order is .*whole numbers"):
-        build_stream(four_classes(), "b0-2", order)
+def test_an_order_of_anything_but_whole_numbers_is_refused():
+    with pytest.raises(UserError, match=r"stream\.class_order holds \[1\.5, None\], no class of"):
+        build_stream(four_classes(), "b0-2", [0, 1.5, None, 3])
 
 
 def test_naming_streams_costs_no_import_of_avalanche_or_torch():
