@@ -21,6 +21,7 @@ from cil.errors import UserError
 from cil.methods.registry import restore
 from cil.methods.training import find_device
 from cil.records import RunView, read_run, read_runs
+from cil.results import check_seeds_alone_differ
 from cil.robustness import check_one_experiment
 from cil.streams.image_scan import named
 from cil.streams.stream import Stream
@@ -105,7 +106,8 @@ def runs_of(asked: Namespace) -> list[RunView]:
     """The finished runs that `add_experiment` was answered.
 
     Raises:
-        UserError: they are not of one experiment, or there are none of a method that was named.
+        UserError: they are not of one experiment, those of a method differ in more than their
+            seed, or there are none of a method that was named.
     """
     every = read_runs(asked.runs)
     there = list(dict.fromkeys(run.method for run in every))
@@ -115,6 +117,7 @@ def runs_of(asked: Namespace) -> list[RunView]:
             raise UserError(f"{asked.runs} holds no finished run of '{name}': {hint}")
     runs = [run for run in every if not asked.methods or run.method in asked.methods]
     check_one_experiment(runs, asked.runs)
+    check_seeds_alone_differ(runs)
     return runs
 
 

@@ -1,5 +1,6 @@
 """Accuracy under shift: from finished runs alone, the same images for all, and nothing twice."""
 
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import written
+from finished import finish
 from tiny import TINY, folders
 
 from cil import robustness, run
@@ -21,6 +23,7 @@ from cil.streams.corruptions import corrupted
 from cil.streams.shift_sets import ilsvrc_classes
 from cil.streams.stream import first_of_each
 from experiments import robustness as command
+from experiments.finished import runs_of
 
 TRAINER = TrainerConfig(accelerator="cpu", progress=False)
 SHIFTS = corruptions(["impulse_noise", "contrast"], [1, 5])
@@ -276,6 +279,14 @@ def test_runs_of_several_experiments_are_refused(trained: Path, of_wordnet: Path
     both = [*read_runs(trained), *read_runs(of_wordnet / "runs")]
     with pytest.raises(UserError, match="several experiments"):
         robustness.check_one_experiment(both, trained)
+
+
+def test_runs_of_two_settings_are_no_seeds_of_one_method(tmp_path: Path) -> None:
+    for seed, lr in ((0, 0.1), (1, 0.2)):
+        folder = tmp_path / "split_digits" / "finetune" / f"seed{seed}"
+        finish(folder, 0.5, settings={"discriminative": {"lr": lr}})
+    with pytest.raises(UserError, match=r"finetune differ in discriminative\.lr, which is 0\.1 in"):
+        runs_of(Namespace(runs=tmp_path, methods=[]))
 
 
 @pytest.mark.integration
