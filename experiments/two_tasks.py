@@ -22,13 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from cil.config import StreamConfig
 from cil.errors import UserError
 from cil.learning import complete
 from cil.records import RunView, with_ending, write_bytes
 from cil.run import exit_code
 from cil.streams import open_stream
-from cil.streams.checks import group_sizes
 from cil.table import markdown, provenance, show
 from experiments.asking import asked, place_of
 
@@ -37,15 +35,6 @@ DEFAULTS = (
     "--seeds=[0,1,2]",
     "--stream.protocol=b0-5",
 )
-# Of every source but image_folder: known before its images are drawn or downloaded.
-CLASSES = {
-    "digits": 10,
-    "glyphs100": 100,
-    "cifar10": 10,
-    "cifar100": 100,
-    "mnist": 10,
-    "fashion_mnist": 10,
-}
 HEADINGS = ["method", "task 1", "task 2", "average"]
 CAPTION = (
     "Accuracy after both tasks on the test images of each, in per cent; a class is chosen among "
@@ -56,7 +45,7 @@ CAPTION = (
 def main() -> None:
     what = asked("two_tasks", __doc__, DEFAULTS)
     stream = what.config.stream
-    groups = _groups(stream, Path(what.config.cache))
+    groups = len(open_stream(stream, Path(what.config.cache)).experiences)
     if groups != 2 and stream.stop_after is not None:
         raise UserError(
             f"stream.stop_after is {stream.stop_after}, which leaves {_counted(groups)} of "
@@ -87,14 +76,6 @@ def table(runs: Sequence[RunView]) -> list[list[str]]:
         each = np.column_stack([ends, ends.mean(1)])  # seeds x (task 1, task 2, average)
         rows.append([method, *(_percent(column) for column in each.T)])
     return rows
-
-
-def _groups(stream: StreamConfig, cache: Path) -> int:
-    """How many class groups there will be, without the images where they are not needed."""
-    if stream.source not in CLASSES:
-        return len(open_stream(stream, cache).experiences)
-    sizes = group_sizes(stream.source, CLASSES[stream.source], stream.protocol)
-    return len(sizes[: stream.stop_after])
 
 
 def _counted(groups: int) -> str:
