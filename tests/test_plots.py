@@ -153,6 +153,9 @@ def test_of_one_experience_the_axes_have_round_numbers_around_the_point() -> Non
     low, high = axes.get_xlim()
     inside = [t for t, x in zip(shown, axes.get_xticks(), strict=True) if low < x < high]
     assert inside == ["50", "100", "200"]
+    axes = drawn(costs({"Seconds": {"joint": [(0.4, 0.5)]}}, "Accuracy (%)")).axes[0]
+    assert {"0.2", "0.5", "1"} <= {label.get_text() for label in axes.get_xticklabels()}
+    assert "" in {label.get_text() for label in axes.get_xticklabels(minor=True)}
 
 
 def test_accuracy_matrix_shows_numbers_up_to_the_diagonal() -> None:

@@ -77,7 +77,7 @@ def costs(panels: Mapping[str, Mapping[str, Pairs]], y_label: str) -> Figure:
 
 
 def _scale_by_tens(axes: Axes, costs: Sequence[float]) -> None:
-    """A logarithmic axis of a decade at least, its numbers as the table has them."""
+    """A logarithmic axis that is wide enough for three numbers at the least."""
     axes.set_xscale("log")
     low, high = min(costs, default=1), max(costs, default=10)
     if high < 5 * low:
@@ -86,7 +86,12 @@ def _scale_by_tens(axes: Axes, costs: Sequence[float]) -> None:
     if high < 50 * low:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
+    axes.xaxis.set_major_formatter(_number)
+
+
+def _number(value: float, _: float) -> str:
+    """10 M and 20 k, but 0.5 of what is less than one."""
+    return EngFormatter(sep=" ")(value) if value >= 1 else f"{value:g}"
 
 
 def _draw_bar(axes: Axes, row: int, seeds: Sequence[float], style: Style, name: str) -> None:
