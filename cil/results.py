@@ -74,18 +74,27 @@ def load(source: str | Path) -> list[Run]:
         return list(read_wandb(address.removeprefix(WANDB)))
     if not address.strip():
         raise UserError("The source is empty: name a folder of runs, or wandb:ENTITY/PROJECT.")
-    runs, begun = read_runs(Path(source)), unfinished_runs(Path(source))
+    runs = read_runs(Path(source))
     if not runs:
         raise UserError(
-            f"There are no finished runs in {source} ({len(begun)} begun); is it the folder of an "
-            "experiment?"
+            f"There are no finished runs in {source}; is it the folder of an experiment?"
         )
+    _name_unfinished(Path(source))
+    return list(runs)
+
+
+def _name_unfinished(folder: Path) -> None:
+    """Say which runs are left out; none of them matters enough to fail for."""
+    try:
+        begun = unfinished_runs(folder)
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
+        return
     if begun:
         named = [
             f"{r.method} seed {r.seed} ({r.learned} of {r.experiences} learned)" for r in begun
         ]
         print(f"not finished and left out: {', '.join(named)}", file=sys.stderr)
-    return list(runs)
 
 
 def first_seeds(runs: Sequence[AnyRun]) -> list[AnyRun]:
@@ -113,12 +122,15 @@ def check_seeds_alone_differ(runs: Sequence[Run]) -> None:
     seen: dict[tuple[str, int], Run] = {}
     for run in sorted(runs, key=_place):
         _check_settings(first.setdefault(run.method, run), run)
-        twin = seen.setdefault((run.method, run.seed), run)
-        if twin is not run:
+        twin = seen.get((run.method, run.seed))
+        if twin is not None and _place(twin) == _place(run):
+            raise UserError(f"The run in {_place(run)} is given twice: give it once.")
+        if twin is not None:
             raise UserError(
                 f"Two runs are of {run.method} with seed {run.seed}, in {_place(twin)} and in "
                 f"{_place(run)}: {_way_out(twin, run)}."
             )
+        seen[run.method, run.seed] = run
 
 
 def _check_settings(one: Run, other: Run) -> None:

@@ -299,10 +299,12 @@ def test_runs_that_are_not_finished_are_named(
     begun = tmp_path / "e" / "ewc" / "seed1"
     with finished.begin(begun, finished.stream()) as record:
         record.save_learned(0, {}, 1, 2.0)
-    assert f"no finished runs in {tmp_path} (1 begun)" in refused(str(tmp_path))
     finished.finish(tmp_path / "e" / "ewc" / "seed0", 0.5)
     assert [view.seed for view in results.load(tmp_path)] == [0]
     assert capsys.readouterr().err == "not finished and left out: ewc seed 1 (1 of 2 learned)\n"
+    (begun / "progress.json").write_text("{")
+    assert [view.seed for view in results.load(tmp_path)] == [0]
+    assert "progress.json is damaged" in capsys.readouterr().err
     results.load(tmp_path / "e" / "ewc" / "seed0")
     assert capsys.readouterr().err == ""
 

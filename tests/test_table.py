@@ -135,6 +135,8 @@ def test_no_run_counts_twice(pool) -> None:
         "/runs/sweeps/s/trial1/e/ewc/seed0: name a folder that holds one of the two, such as "
         "/runs/sweeps/s/trial0."
     )
+    said = "The run in /runs/sweeps/s/trial0/e/ewc/seed0 is given twice: give it once."
+    assert refused(pool, 2 * [trial(0)]) == said
 
 
 @pytest.mark.parametrize("pool", POOLING)
@@ -153,7 +155,8 @@ def test_other_images_under_the_same_settings_are_another_stream() -> None:
 
 
 def test_seeds_and_where_the_images_lay_may_differ() -> None:
-    runs = [trial(i, seed=i, stream={"root": root}) for i, root in enumerate(["/a", "/b"])]
+    roots = enumerate(["/a", "/b"])
+    runs = [trial(i, seed=i, stream={"root": root}, seeds=[i]) for i, root in roots]
     assert table.frame(runs).loc["ewc*", "last"] == "50.0±0.0"
     assert table.over_seeds(runs).loc["ewc", ("last_accuracy", "count")] == 2
 
