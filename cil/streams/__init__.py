@@ -47,13 +47,16 @@ def open_stream(settings: StreamSettings, cache: Path = Path("cache")) -> "Strea
         UserError: the source is unknown or not there, a setting is given that it does not read or
             missing that it needs, its classes do not divide as the protocol asks, the class order
             is no permutation of them, it is to stop after more experiences than there are, or the
-            validation share leaves a split empty.
+            validation share is not between 0 and 1.
     """
+    from cil.streams.checks import group_sizes
     from cil.streams.stream import build_stream, class_order, shortened
 
     if settings.source not in SOURCES:
         raise UserError(_unknown(settings.source))
     _check_read(settings)
+    if settings.source in CLASSES:  # or its images would be drawn or downloaded first
+        group_sizes(settings.source, CLASSES[settings.source], settings.protocol)
     source = _source(settings, cache)
     order = settings.class_order
     if order is None:
@@ -71,6 +74,16 @@ SOURCES = (
     "mnist",
     "fashion_mnist",
 )
+
+# Of every source but image_folder.
+CLASSES = {
+    "digits": 10,
+    "glyphs100": 100,
+    "cifar10": 10,
+    "cifar100": 100,
+    "mnist": 10,
+    "fashion_mnist": 10,
+}
 
 # Setting -> the sources that read it; for all others it would be without effect.
 _READ_BY = {

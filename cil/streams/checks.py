@@ -41,8 +41,8 @@ def group_sizes(source: str, classes: int, protocol: str) -> list[int]:
 def check_class_order(source: str, classes: int, class_order: Sequence[int]) -> None:
     """Raises UserError unless `class_order` is a permutation of range(classes)."""
     order = list(class_order)
-    strangers = [original for original in dict.fromkeys(order) if original not in range(classes)]
-    twice = sorted({original for original in order if order.count(original) > 1})
+    strangers = [original for original in order if original not in range(classes)]
+    twice = [original for original in range(classes) if order.count(original) > 1]
     if strangers:
         fault = f"holds {strangers}, no class of {source}"
     elif twice:

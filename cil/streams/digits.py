@@ -52,7 +52,7 @@ def digits(validation: float, augment: bool, image_size: int = 16) -> Source:
     too, is kept for everything that is tuned or fitted.
 
     Raises:
-        UserError: `validation` leaves a split without an image of every class.
+        UserError: `validation` is not between 0 and 1.
     """
     from sklearn.datasets import load_digits
 

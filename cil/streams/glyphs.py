@@ -105,7 +105,7 @@ def glyphs(
     call takes about a minute; its images are kept in one file below `cache`, some 100 MB.
 
     Raises:
-        UserError: `validation` leaves a split without an image of every class, the file cannot be
+        UserError: `validation` is not between 0 and 1, the file cannot be
             written, or matplotlib's fonts are not where they belong.
     """
     held_out = _held_out(validation, per_class[0])

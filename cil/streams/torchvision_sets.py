@@ -29,7 +29,7 @@ def torchvision_set(name: str, root: Path, validation: float, augment: bool) -> 
     MNIST's 28 pixels get a border of two, which makes their side a power of two.
 
     Raises:
-        UserError: it is not there and cannot be downloaded, or the share leaves a split empty.
+        UserError: it is not there and cannot be downloaded, or the share is not between 0 and 1.
     """
     kind, side, mirror = SETS[name]
     train, test = _load(kind, root, train=True), _load(kind, root, train=False)

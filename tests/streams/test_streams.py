@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from cil.errors import UserError
-from cil.streams import open_stream
+from cil.streams import CLASSES, SOURCES, open_stream
 from cil.streams.digits import digits
+from cil.streams.glyphs import CHARACTERS
 from cil.streams.memory_images import MemoryImages
 from cil.streams.splits import held_out
 from cil.streams.stream import Source, Stream, build_stream, class_order
+from cil.streams.torchvision_sets import SETS
 
 ORDER = class_order(10, 1993)
 
@@ -330,10 +332,24 @@ def test_images_that_are_not_what_their_source_says_are_refused(changes, message
         build_stream(four_classes(**changes), "b0-2", range(4))
 
 
+@pytest.mark.parametrize("name", ["glyphs100", "mnist"])
+def test_classes_that_do_not_divide_are_refused_before_images_are_made(name, tmp_path):
+    settings = dataclasses.replace(Settings(), source=name, protocol="b0-7")
+    with pytest.raises(UserError, match=f"the 10+ classes of {name} do not divide"):
+        open_stream(settings, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_classes_are_those_of_the_sources(source):
+    assert {*CLASSES} == {*SOURCES} - {"image_folder"} == {"digits", "glyphs100", *SETS}
+    assert CLASSES["digits"] == len(source.class_names)
+    assert CLASSES["glyphs100"] == len(CHARACTERS)
+
+
 def test_every_split_is_looked_at(source):
-    tripled = MemoryImages(source.test.images * 3, source.test.targets)
-    with pytest.raises(UserError, match="first of the test images of digits has values from -3"):
-        build_stream(dataclasses.replace(source, test=tripled), "b0-2", ORDER)
+    brighter = MemoryImages(source.test.images * 1.5, source.test.targets)
+    with pytest.raises(UserError, match=r"test images of digits has values from -1\.5"):
+        build_stream(dataclasses.replace(source, test=brighter), "b0-2", ORDER)
 
 
 def test_no_more_than_the_first_image_of_a_split_is_read(source, monkeypatch):
@@ -346,9 +362,9 @@ def test_no_more_than_the_first_image_of_a_split_is_read(source, monkeypatch):
     assert read == [0, 0, 0]
 
 
-def test_an_order_of_anything_but_whole_numbers_is_refused():
-    with pytest.raises(UserError, match=r"stream\.class_order holds \[1\.5, None\], no class of"):
-        build_stream(four_classes(), "b0-2", [0, 1.5, None, 3])
+def test_an_order_of_anything_but_class_ids_is_refused():
+    with pytest.raises(UserError, match=r"class_order holds \[1\.5, None, None, \[\]\], no class"):
+        build_stream(four_classes(), "b0-2", [0, 1.5, None, None, []])
 
 
 def test_naming_streams_costs_no_import_of_avalanche_or_torch():
