@@ -142,6 +142,14 @@ def _command(path: Path, command: Any) -> tuple[str, tuple[str, ...]]:
     raise UserError(f"{path} must have the command {COMMAND}, in which settings may follow.")
 
 
+def _number_or_itself(value: Any) -> Any:
+    """YAML takes 1e-2 for a text, and a setting takes the text for a number."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _parameter(path: Path, name: str, given: Any) -> Parameter:
     place = f"{path}, parameter {name}"
     if not isinstance(given, Mapping):
@@ -151,7 +159,8 @@ def _parameter(path: Path, name: str, given: Any) -> Parameter:
         if not isinstance(values, list) or not values:
             raise UserError(f"{place} must have a list of values, and at least one.")
         _only(place, given, {"value", "values", "distribution"})
-        twice = [value for value in values if values.count(value) > 1]
+        meant = [_number_or_itself(value) for value in values]
+        twice = [value for value, m in zip(values, meant, strict=True) if meant.count(m) > 1]
         if twice:
             raise UserError(f"{place} has {twice[0]} more than once: give each value once.")
         return Parameter(tuple(values))

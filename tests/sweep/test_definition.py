@@ -83,6 +83,7 @@ def test_positions_are_coordinates_of_the_unit_cube() -> None:
         ({"parameters": {"seeds": 3}}, "parameter seeds must have a value"),
         ({"parameters": {"seeds": {"values": []}}}, "a list of values"),
         ({"parameters": {"seeds": {"values": [0, 1, 0]}}}, "has 0 more than once: give each value"),
+        ({"parameters": {"var.lr": {"values": ["1e-2", 0.01]}}}, "has 1e-2 more than once"),
         ({"parameters": {"seeds": {"values": [1], "probabilities": [1]}}}, "probabilities is not"),
         ({"run_capp": 1}, "gives the key as run_capp: did you mean run_cap?"),
         ({"parameters": {"var.depth": {"min": 1, "max": 3, "q": 2.0, "mu": 1}}}, "mu is not known"),
