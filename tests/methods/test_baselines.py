@@ -266,6 +266,24 @@ def test_logits_far_apart_are_learned_from(name, stream, make) -> None:
     learn(method, 1)  # or it says that its weights are no numbers
 
 
+def test_losses_of_some_classes_alone_are_avalanches() -> None:
+    """From which they differ where logits are far apart."""
+    from avalanche.training.losses import MaskedCrossEntropy
+    from avalanche.training.regularization import ACECriterion
+
+    from cil.methods.avalanche_plugins import OwnCrossEntropy, asymmetric_cross_entropy
+
+    experience = SimpleNamespace(classes_in_this_experience=[3, 4, 5])
+    logits, labels = torch.randn(8, 6), torch.tensor([3, 4, 5, 3, 4, 3, 4, 3])
+    stored, stored_labels = torch.randn(5, 6), torch.tensor([0, 1, 5, 2, 3])
+    ours, theirs = OwnCrossEntropy(), MaskedCrossEntropy(mask="new")
+    for loss in (ours, theirs):
+        loss.pre_adapt(None, experience)
+    torch.testing.assert_close(ours(logits, labels), theirs(logits, labels))
+    batch = (logits, labels, stored, stored_labels)
+    torch.testing.assert_close(asymmetric_cross_entropy(*batch), ACECriterion()(*batch))
+
+
 def test_icarl_takes_no_mean_of_mirrored_digits(learned) -> None:
     method = learned["icarl"]
     plugin = next(p for p in method.strategy.plugins if hasattr(p, "x_memory"))
