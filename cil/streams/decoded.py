@@ -5,7 +5,6 @@ images, and runs side by side share what they have read.
 """
 
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from cil import cache, parallel
+from cil import cache
 from cil.files import explained, replacing
+from cil.streams.all_cores import by_all_cores
 
 MOST_BYTES = 2**31  # of one file; more images, or larger ones, are decoded whenever they are read
 FEWEST_IMAGES = 1000  # worth a file
-_AHEAD = 1024  # images that are decoded before those before them are written
 
 
 class Decoded:
@@ -76,11 +75,7 @@ def decoded_once(
 def _write(
     decode: Callable[[int], Tensor], count: int, side: int, path: Path, key: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write the file; returns the facts kept beside it.
-
-    By threads: Pillow decodes without Python's lock, and a process that starts others while it
-    holds the file's lock may wait for one that waits for it.
-    """
+    """Write the file; returns the facts kept beside it."""
 
     def tried(item: int) -> bytes | None:
         try:
@@ -94,14 +89,12 @@ def _write(
     failed = []
     # disable=None: shown in a terminal, not in a log.
     bar = tqdm(total=count, desc="decoding images, once", unit="", leave=False, disable=None)
-    with replacing(path, cache.KEY) as file, ThreadPoolExecutor(parallel.cores()) as threads, bar:
+    with replacing(path, cache.KEY) as file, bar:
         np.lib.format.write_array_header_1_0(file, header)
-        for first in range(0, count, _AHEAD):
-            items = range(first, min(first + _AHEAD, count))
-            for item, pixels in zip(items, threads.map(tried, items), strict=True):
-                file.write(bytes(3 * side * side) if pixels is None else pixels)
-                failed += [item] if pixels is None else []
-            bar.update(len(items))
+        for item, pixels in enumerate(by_all_cores(tried, count)):
+            file.write(bytes(3 * side * side) if pixels is None else pixels)
+            failed += [item] if pixels is None else []
+            bar.update()
     facts = {"failed": failed}
     cache.keep(path, file.digest(), key, facts)
     return facts

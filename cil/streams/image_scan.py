@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from cil.cache import KEY, alone
 from cil.errors import UserError
 from cil.files import write_bytes
+from cil.streams.all_cores import by_all_cores
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # How files of a kind end. Nothing may follow in a whole PNG; cameras append to a JPEG.
@@ -73,12 +73,11 @@ def scan(folder: Path, classes: Sequence[str], cache: Path, decode: bool) -> dic
 
 def _looked_at(folder: Path, files: Sequence[File], decode: bool) -> dict[str, File]:
     """The files by their paths, with what is wrong with them."""
-    with ThreadPoolExecutor() as threads:
-        looked = threads.map(lambda file: _look(folder, file, decode), files)
-        title = f"looking at the images of {folder}"
-        hidden = True if len(files) < _MANY else None  # None: shown in a terminal, not in a log
-        bar = tqdm(looked, title, len(files), unit="", disable=hidden)
-        return {file.path: file for file in bar}
+    looked = by_all_cores(lambda item: _look(folder, files[item], decode), len(files))
+    title = f"looking at the images of {folder}"
+    hidden = True if len(files) < _MANY else None  # None: shown in a terminal, not in a log
+    bar = tqdm(looked, title, len(files), unit="", disable=hidden)
+    return {file.path: file for file in bar}
 
 
 def named(things: Sequence[str]) -> str:
