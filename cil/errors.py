@@ -1,4 +1,7 @@
-"""The exceptions that speak to the user, and how an interrupt is told from a crash."""
+"""The exceptions that speak to the user, and how other ends are told from a crash."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -22,3 +25,17 @@ def is_interrupt(error: BaseException) -> bool:
         error.__context__, KeyboardInterrupt
     )
     return of_lightning or isinstance(error, KeyboardInterrupt)
+
+
+@contextmanager
+def readers_missed() -> Iterator[None]:
+    """Turn the loss of a process that reads images, which torch tells of, into a UserError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            "A process that reads images was ended, as happens when memory runs out; the same line "
+            "goes on from the last experience."
+        ) from error

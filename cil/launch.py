@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cil import parallel
 from cil.config import TrainerConfig
-from cil.errors import DivergenceError, UserError, is_interrupt
+from cil.errors import DivergenceError, UserError, is_interrupt, readers_missed
 from cil.parallel import Place
 
 CONTEXT = multiprocessing.get_context("spawn")
@@ -185,7 +185,8 @@ def _take_part(
         try:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-            work(*arguments)
+            with readers_missed():
+                work(*arguments)
         finally:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
     except BaseException as error:

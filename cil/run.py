@@ -14,7 +14,7 @@ from pathlib import Path
 from cil import parallel, trial
 from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
-from cil.errors import UserError, is_interrupt
+from cil.errors import UserError, is_interrupt, readers_missed
 from cil.learning import complete
 from cil.records import RunView
 
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def exit_code(command: Callable[[], None]) -> int:
     """Run a command: 0, 2 for bad input (one sentence), 130 when interrupted."""
     try:
-        command()
+        with readers_missed():
+            command()
     except UserError as error:
         if not parallel.is_echo():
             print(f"error: {error}", file=sys.stderr)

@@ -60,7 +60,7 @@ def _by_processes(function: Callable[[int], T], count: int) -> Iterator[T]:
 def _end_with_parent(_: int) -> None:
     """Have Linux end this process with the one that started it, also where that is killed.
 
-    It would wait for ever for someone to take its results, and hold the locks of its parent.
+    It would wait for ever for someone to take its results.
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

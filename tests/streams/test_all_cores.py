@@ -1,14 +1,17 @@
 """One function for many files: the same results in the same order, by processes or by threads."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from cil.run import exit_code
 from cil.streams import all_cores
 from cil.streams.all_cores import FEWEST, by_all_cores
 
@@ -42,7 +45,7 @@ def test_what_a_function_raises_is_raised():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are none")
 def test_its_processes_end_with_a_process_that_is_killed():
-    """Each has more to say than a pipe holds, and the locks of the one that it came from."""
+    """Each has more to say than a pipe holds, and no one would take it."""
     code = (
         "import os; from cil.streams.all_cores import by_all_cores\n"
         "for pid, _ in by_all_cores(lambda _: (os.getpid(), bytes(2**20)), 512):\n"
@@ -65,6 +68,17 @@ def _runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there are none")
+def test_one_that_is_killed_is_one_sentence(capsys):
+    def killed(item: int) -> None:
+        if item == FEWEST - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert exit_code(partial(list, by_all_cores(killed, FEWEST))) == 2
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: A process that reads images was ended")
 
 
 def test_no_random_number_is_drawn():
