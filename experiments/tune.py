@@ -12,6 +12,9 @@ to tuned.yaml there, beside those of other methods chosen before, and a table of
 trials.csv. A trial that diverges counts as the worst there is. All other settings are the
 experiment's, or as given by --KEY=VALUE.
 
+A VAR fits its scale weights (a number a scale), and an adaptive schedule its margins, to the same
+held-out images that judge it here: a little in its favour.
+
 That hyper-parameters must be chosen on early experiences, as later ones are not there yet, is
 argued by Chaudhry et al. 2019, "Efficient lifelong learning with A-GEM" (arXiv 1812.00420).
 """

@@ -11,10 +11,10 @@ import torch
 from avalanche.benchmarks.utils import concat_datasets
 from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoader
 from avalanche.models import FeCAMClassifier, avalanche_forward
-from avalanche.training.losses import MaskedCrossEntropy
+from avalanche.training.losses import ICaRLLossPlugin, MaskedCrossEntropy
 from avalanche.training.plugins import AGEMPlugin, BiCPlugin, MASPlugin, bic
 from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamplingBuffer
-from avalanche.training.supervised import DER, ER_ACE, StreamingLDA
+from avalanche.training.supervised import DER, ER_ACE, ICaRL, StreamingLDA
 from avalanche.training.utils import zerolike_params_dict
 from einops import rearrange
 from torch import Tensor, nn
@@ -111,8 +111,18 @@ class MendedMAS(MASPlugin):
 
     Avalanche's reads the images in training mode, class after class: importances are taken with the
     statistics of a class alone, and the running ones that it leaves behind are those of the last,
-    which costs the newest group several points of accuracy.
+    which costs the newest group several points of accuracy. And it takes a loss of exactly zero,
+    which a network that fits its images reaches, for one that is missing.
     """
+
+    def before_backward(self, strategy: Any, **_: Any) -> None:
+        if not self.importance:  # in the first experience
+            return
+        for name, weight in strategy.model.named_parameters():
+            if name in self.importance:  # others are new
+                away = (weight - self.params[name].expand(weight.shape)).square()
+                importance = self.importance[name].expand(weight.shape)
+                strategy.loss += self._lambda * (importance * away).sum()
 
     def _get_importance(self, strategy: Any) -> dict[str, Any]:
         """The mean size of each weight's gradient of the squared outputs (arXiv 1711.09601)."""
@@ -139,6 +149,35 @@ def _cross_entropy_among(classes: Tensor, logits_BC: Tensor, labels_B: Tensor) -
     others_C = torch.ones(logits_BC.shape[1], dtype=torch.bool, device=logits_BC.device)
     others_C[classes] = False
     return functional.cross_entropy(logits_BC.masked_fill(others_C, -torch.inf), labels_B)
+
+
+class StableICaRLLoss(ICaRLLossPlugin):
+    """iCaRL's loss from logits.
+
+    Avalanche's is of probabilities, and raises an error for one that is no number, on a GPU one
+    that leaves it unusable: no word of a divergence is said then.
+    """
+
+    old_logits: Tensor | None
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """logits (B, C) and labels (B,) -> the mean binary cross-entropy (arXiv 1611.07725)."""
+        wanted_BC = functional.one_hot(targets.long(), logits.shape[1]).float()
+        if self.old_logits is not None:
+            wanted_BC[:, self.old_classes] = self.old_logits[:, self.old_classes].sigmoid()
+            self.old_logits = None
+        return functional.binary_cross_entropy_with_logits(logits, wanted_BC)
+
+
+class MendedICaRL(ICaRL):
+    """iCaRL with the loss above."""
+
+    _criterion: Any
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        avalanches, self._criterion = self._criterion, StableICaRLLoss()
+        self.plugins[self.plugins.index(avalanches)] = self._criterion
 
 
 class OwnCrossEntropy(MaskedCrossEntropy):
@@ -282,14 +321,43 @@ class MendedSLDA(StreamingLDA):
     """Streaming LDA whose covariance takes in no class's distance from zero.
 
     Avalanche's takes the first image of a class for one so far away from a mean of zeros; its paper
-    starts from means that a first batch gave.
+    starts from means that a first batch gave. It also takes in one image after another, and inverts
+    the covariance for every batch, to make answers that nobody reads.
     """
+
+    muK: Tensor  # (classes, D), the means
+    cK: Tensor  # (classes,), how many images they are of
+    Sigma: Tensor  # (D, D)
+    num_updates: int
+
+    @torch.no_grad()
+    def training_epoch(self, **options: Any) -> None:
+        self.model.eval()
+        for batch in self.dataloader:
+            self.mbatch = batch
+            self._unpack_minibatch()
+            self._before_training_iteration(**options)
+            self.loss = self._make_empty_loss()  # there is none to go down
+            self.fit(self.model(self.mb_x), self.mb_y)
+            self._after_training_iteration(**options)
 
     @torch.no_grad()
     def fit(self, x: Tensor, y: Tensor) -> None:
-        """One image's features (1, D) and its label (1,)."""
-        self.muK[y] = torch.where(self.cK[y, None] > 0, self.muK[y], x)
-        super().fit(x, y)
+        """Features (B, D) and labels (B,), taken in as if they came one by one."""
+        earlier_BB = (y[:, None] == y).to(x).tril(-1)  # images of the same class before an image
+        seen_B = self.cK[y] + earlier_BB.sum(1)
+        sums_BD = self.cK[y, None] * self.muK[y] + earlier_BB @ x
+        means_BD = sums_BD / seen_B.clamp_min(1)[:, None]
+        away_BD = torch.where(seen_B[:, None] > 0, x - means_BD, 0)
+        before_B = self.num_updates + torch.arange(len(x), device=x.device)
+        scatter_DD = (away_BD * (before_B / (before_B + 1))[:, None]).T @ away_BD
+        count = self.num_updates + len(x)
+        self.Sigma = (self.num_updates * self.Sigma + scatter_DD) / count
+        last_B = earlier_BB.sum(0) == 0  # of its class in this batch
+        of_class = y[last_B]
+        self.muK[of_class] = (sums_BD + x)[last_B] / (seen_B + 1)[last_B, None]
+        self.cK[of_class] = (seen_B + 1)[last_B]
+        self.num_updates = count
 
 
 class BatchedFeCAM(FeCAMClassifier):

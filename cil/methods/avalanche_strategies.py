@@ -149,13 +149,17 @@ def stored_images(strategy: Any) -> int:
     return count
 
 
+def carried(strategy: Any, model: nn.Module, paths: tuple[str, ...]) -> list[Any]:
+    """What stands at these attributes of the strategy, its model or one of its plugins."""
+    owners = (strategy, model, *strategy.plugins)
+    kept = [_at(owner, path) for path in paths for owner in owners]
+    return [each for each in kept if each is not None]
+
+
 def carried_bytes(strategy: Any, model: nn.Module, paths: tuple[str, ...]) -> int:
-    """Bytes of what stands at these attributes of the strategy, its model or one of its plugins."""
-    total = 0
-    for path in paths:
-        for owner in (strategy, model, *strategy.plugins):
-            total += sum(array.nbytes for array in _arrays(_at(owner, path)))
-    return total
+    """Bytes of that."""
+    kept = carried(strategy, model, paths)
+    return sum(array.nbytes for each in kept for array in _arrays(each))
 
 
 def _at(owner: Any, path: str) -> Any:

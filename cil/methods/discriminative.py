@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from cil.config import DiscriminativeConfig, TrainerConfig
 from cil.errors import DivergenceError, UserError
 from cil.methods.avalanche_steps import following, without_noise
-from cil.methods.avalanche_strategies import answers, carried_bytes, new_strategy, stored_images
+from cil.methods.avalanche_strategies import (
+    answers,
+    carried,
+    carried_bytes,
+    new_strategy,
+    stored_images,
+)
 from cil.methods.checks import check_backbone, check_discriminative, check_memory
 from cil.methods.groundwork import Groundwork
 from cil.methods.loading import workers
@@ -176,7 +182,8 @@ class Discriminative:
         try:
             with without_noise():
                 self.model, self.strategy = loads(state["pickled"], self._references(), self.device)
-                for features in _features(self.model):
+            for network in [self.model, *self._old_networks()]:
+                for features in _features(network):
                     features.bf16 = self._bf16()  # as asked for now
         except (pickle.UnpicklingError, AttributeError, ImportError, KeyError) as error:
             raise UserError(
@@ -189,14 +196,13 @@ class Discriminative:
     def size(self) -> MethodSize:
         if self.model is None:
             return MethodSize(0, 0, 0, likelihood_evaluations=0, learning_macs=0, prediction_macs=0)
-        stored, image = self._stored(), self._image()
-        carried = 0
+        stored, image, kept = self._stored(), self._image(), 0
         if self.strategy is not None:
-            carried = carried_bytes(self.strategy, self.model, self.recipe.carries)
+            kept = carried_bytes(self.strategy, self.model, self.recipe.carries)
         return MethodSize(
             parameters=sum(parameter.numel() for parameter in self.model.parameters()),
             stored_images=stored,
-            stored_bytes=stored * image.numel() + carried,  # an image as 8-bit values
+            stored_bytes=stored * image.numel() + kept,  # an image as 8-bit values
             likelihood_evaluations=0,
             learning_macs=self.learning_macs,
             prediction_macs=macs(lambda: self.scores(image)),
@@ -210,6 +216,13 @@ class Discriminative:
         if self.recipe.afresh:
             return sum(len(past.avalanche.dataset) for past in self.seen)
         return 0 if self.strategy is None else stored_images(self.strategy)
+
+    def _old_networks(self) -> list[nn.Module]:
+        """Those that it keeps beside its own."""
+        if self.model is None or self.strategy is None:
+            return []
+        kept = carried(self.strategy, self.model, self.recipe.carries)
+        return [each for each in kept if isinstance(each, nn.Module)]
 
     def _image(self) -> Tensor:
         """One without content (1, channels, H, W)."""

@@ -1,7 +1,8 @@
 """What learning a generative method costs in multiply-accumulates; asking it is `schedule.cost`'s.
 
-A step counts as three forward passes, as of any network, whatever of it is frozen; adapters are
-left out, a few per cent of the trunk.
+A step counts as three forward passes, as of any network, whatever of it is frozen. Left out are
+adapters, a few per cent of the trunk, and the reading of the first group's held-out images for the
+scale weights, about one.
 """
 
 import torch

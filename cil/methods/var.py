@@ -395,9 +395,11 @@ class VARMethod:
         """Margins of an adaptive schedule of so many copies, from held-out images."""
         every = schedule("varc", len(self.tokenizer.scales), samples)
         values_BCK, labels = self.groundwork.each(held_out, self.scale_log_likelihoods)
-        final_BC, _ = self.groundwork.each(
-            held_out, lambda images: self.scores(images, stages=every)
-        )
+        final_BC = None  # a single copy's score is the sum of its values
+        if samples > 1:
+            final_BC, _ = self.groundwork.each(
+                held_out, lambda images: self.scores(images, stages=every)
+            )
         return fit_margins(values_BCK * self.scale_weights_K, labels, final_BC)
 
     def _fit_margins(self, held_out: Dataset) -> None:
@@ -409,6 +411,10 @@ class VARMethod:
         self.margins_K = parallel.broadcast(margins)
         reads_NS, _ = self.groundwork.each(held_out, self._reads)
         self.reads = reads_NS.double().mean(0).tolist()
+        read = self._asked()
+        for samples in {1, self.settings.smoothing_samples}:
+            read += self.cost_of(schedule("varc", len(self.tokenizer.scales), samples))
+        self.learning_macs += len(reads_NS) * (read.layers + read.attention)
 
     def _reads(self, images: Tensor) -> Tensor:
         """How many classes each stage of the schedule reads (B, stages)."""

@@ -335,6 +335,55 @@ def test_slda_is_the_discriminant_analysis_of_its_images(learned) -> None:
     assert 0.5 < method.strategy.Sigma.trace() / whole < 2
 
 
+def test_slda_takes_a_batch_in_as_image_after_image() -> None:
+    from avalanche.training.supervised import StreamingLDA
+
+    from cil.methods.avalanche_plugins import MendedSLDA
+
+    settings = {"criterion": None, "input_size": 6, "num_classes": 4, "evaluator": None}
+    batch, single = (MendedSLDA(slda_model=torch.nn.Identity(), **settings) for _ in range(2))
+    features, labels = torch.rand(40, 6), torch.randint(4, (40,))
+    for start in range(0, 40, 16):
+        batch.fit(features[start : start + 16], labels[start : start + 16])
+    for x, y in zip(features.split(1), labels.split(1), strict=True):
+        if single.cK[y] == 0:  # where Avalanche's takes its distance from zero
+            single.muK[y] = x
+        StreamingLDA.fit(single, x, y)
+    assert batch.num_updates == single.num_updates == 40
+    for name in ("Sigma", "muK", "cK"):
+        torch.testing.assert_close(getattr(batch, name), getattr(single, name))
+
+
+def test_mas_learns_from_a_loss_of_zero(stream, make) -> None:
+    """As of a network that fits its images; Avalanche's takes it for none."""
+    method = make("mas", stream, epochs=1)
+    learn(method, 0)
+    right = torch.nn.CrossEntropyLoss(reduction="sum")
+    method.strategy._criterion = lambda logits, labels: 0 * right(logits, labels)
+    learn(method, 1)
+
+
+def test_icarls_loss_is_avalanches() -> None:
+    """From which it differs where a logit is no number: a divergence is told as one."""
+    from avalanche.training.losses import ICaRLLossPlugin
+
+    from cil.methods.avalanche_plugins import StableICaRLLoss
+
+    logits, labels, old = torch.randn(8, 4), torch.randint(2, 4, (8,)), torch.randn(8, 4)
+    ours, theirs = StableICaRLLoss(), ICaRLLossPlugin()
+    torch.testing.assert_close(ours(logits, labels), theirs(logits, labels))
+    for loss in (ours, theirs):
+        loss.old_classes, loss.old_logits = [0, 1], old
+    torch.testing.assert_close(ours(logits, labels), theirs(logits, labels))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_diverges_says_which_setting_to_lower(name, tiny_stream, make) -> None:
+    method = make(name, tiny_stream, epochs=2, optimizer="sgd", lr=1e30, backbone_epochs=1)
+    with pytest.raises(UserError, match=rf"{name} experience 1/.*discriminative.lr"):
+        learn(method, 0)
+
+
 def test_bic_needs_room_for_both_of_its_memories(stream, make) -> None:
     with pytest.raises(
         UserError, match=r"stored_images is 90, too few for bic.*give it 100 or more"

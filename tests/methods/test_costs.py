@@ -47,3 +47,19 @@ def test_a_vars(tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, 
     restored = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu, cache)
     restored.load_state(method.state())
     assert again.size() == method.size() == restored.size()
+
+
+def test_the_margins_of_an_adaptive_schedule(
+    tiny_stream, tiny_tokenizer_config, tiny_var_config, quiet_cpu, cache
+) -> None:
+    """What is read of held-out images to find them, in every copy and under every class."""
+    tokenizer = replace(tiny_tokenizer_config, steps=1)
+    few = {"plasticity": "trunk", "depth": 1, "first_steps": 1, "steps": 1, "smoothing_samples": 4}
+    learned = {}
+    for schedule in ("varc", "adaptive"):
+        settings = replace(tiny_var_config, schedule=schedule, **few)
+        method = VARMethod("var", tiny_stream, tokenizer, settings, quiet_cpu, cache)
+        real = sum(counted(method, experience) for experience in tiny_stream.experiences[:2])
+        learned[schedule] = (real, method.size().learning_macs)
+    real, said = (b - a for a, b in zip(*learned.values(), strict=True))
+    assert 0.7 < real / said < 1.3

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from cil.config import Config, DiscriminativeConfig, TrainerConfig
 from cil.errors import UserError
@@ -18,7 +19,7 @@ from cil.methods import registry
 from cil.methods.avalanche_steps import following, without_noise
 from cil.methods.discriminative import Discriminative
 from cil.methods.seeding import seed_all
-from cil.models.backbones import Classifier
+from cil.models.backbones import Classifier, Features
 from cil.models.cnn import CNN
 from cil.streams.digits import digits
 from cil.streams.memory_images import MemoryImages
@@ -169,6 +170,23 @@ def test_precision_is_the_trainers_when_learning_and_when_restored(stream):
     learn(same, 1)
     learn(mixed, 1)
     assert torch.equal(same.scores(images), mixed.scores(images))
+
+
+@pytest.mark.parametrize("name", ["gdumb", "icarl", "lwf", "bic"])
+def test_networks_kept_beside_its_own_are_restored_in_the_same_precision(name, stream):
+    bf16 = TrainerConfig(accelerator="cpu", precision="bf16-mixed")
+    plain = make(name, stream, stored_images=100)
+    mixed = make(name, stream, stored_images=100, trainer=bf16)
+    learn(plain, 0)
+    mixed.load_state(plain.state())
+    seen = []
+    hook = register_module_forward_hook(
+        lambda module, _, __: seen.append(module.bf16) if isinstance(module, Features) else None
+    )
+    with hook:
+        learn(mixed, 1, 2)  # gdumb goes on from a copy of the network it began with
+    assert seen
+    assert all(seen)
 
 
 @pytest.mark.gpu
