@@ -223,6 +223,27 @@ def test_what_a_reader_must_know_stands_above_the_table(page: Page, tmp_path: Pa
     assert not [image for image in other.all("img") if "multiply-accumulates" in image["alt"]]
 
 
+def test_a_stream_cut_short_is_another_stream(tmp_path: Path) -> None:
+    """As `--stream.stop_after` leaves it: with fewer class groups, and the same fingerprint."""
+    folder = tmp_path / "e"
+    finished.finish(folder / "finetune" / "seed0", 0.1)
+    finished.finish(folder / "joint" / "seed0", 0.99)
+    short = finished.stream(experiences=[[0, 1]])
+    finished.finish(folder / "ewc" / "seed0", 0.5, short)
+    page = Page(write_report(folder))
+    text = page.text()
+    assert "did not all see the same stream" in text
+    assert "On the stream of joint, finetune: The highest last accuracy is 99.5" in text
+    assert "ewc" in page.texts("a")
+    (costs,) = [image["alt"] for image in page.all("img") if "multiply-accumulates" in image["alt"]]
+    assert "joint 99.5 %" in costs
+    assert "finetune 55.0 %" in costs
+    assert "ewc" not in costs
+    finished.finish(folder / "lwf" / "seed0", 0.5, short)
+    costs = [a["alt"] for a in Page(write_report(folder)).all("img") if "accumulates" in a["alt"]]
+    assert sorted("ewc" in alt for alt in costs) == [False, True]
+
+
 def test_configuration_environment_and_stream_are_there(page: Page) -> None:
     pre = page.texts("pre")
     assert any("method: finetune" in text and "seed: 1" in text for text in pre)

@@ -81,6 +81,17 @@ def by_method(runs: Sequence[RunView]) -> dict[str, list[RunView]]:
     return groups
 
 
+def by_stream(runs: Sequence[RunView]) -> list[list[RunView]]:
+    """The runs of the same stream and class groups together: their numbers can be compared.
+
+    A fingerprint alone does not tell, as that of a stream cut short is the whole one's.
+    """
+    streams: dict[tuple[str, ...], list[RunView]] = {}
+    for r in runs:
+        streams.setdefault((r.stream["fingerprint"], *group_names(r.stream)), []).append(r)
+    return list(streams.values())
+
+
 def anchor(method: str) -> str:
     """The id of a method's runs on the page."""
     return "runs-" + re.sub(r"[^A-Za-z0-9_-]", "-", method)

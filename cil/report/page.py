@@ -79,7 +79,7 @@ def render(runs: Sequence[RunView], folder: Path, page: Path) -> str:
         experiences=max(len(r.matrix) for r in runs),
         matrices=numbers.matrices(runs),
         pictures=pictures(runs, page),
-        costs=_costs(runs),
+        costs=[_costs(each) for each in _comparable(runs)],
         cost_columns=[numbers.Column(h, False) for h in numbers.MORE_COSTS.values()],
         cost_rows=numbers.cost_rows(runs),
         streams=_streams(runs),
@@ -100,8 +100,24 @@ def _runs(folder: Path) -> list[RunView]:
     return runs
 
 
+def _comparable(runs: Sequence[RunView]) -> list[list[RunView]]:
+    """The runs of each stream; where there are several, of those that more than one method saw."""
+    streams = numbers.by_stream(runs)
+    return [each for each in streams if len(streams) == 1 or len(numbers.by_method(each)) > 1]
+
+
 def _findings(runs: Sequence[RunView]) -> list[str]:
     """What the table says, in sentences."""
+    sentences = []
+    for each in _comparable(runs):
+        if len(each) < len(runs):
+            sentences.append(f"On the stream of {', '.join(numbers.by_method(each))}:")
+        sentences += _ranking(each)
+    return sentences
+
+
+def _ranking(runs: Sequence[RunView]) -> list[str]:
+    """The highest and lowest of runs that can be compared, in sentences."""
     rows = numbers.result_rows(runs)
     without = [row for row in rows if not row.stores]
     best, worst = rows[0].cells[0].text, rows[-1].cells[0].text
@@ -125,7 +141,7 @@ def _having(last: str, rows: Sequence[numbers.Row]) -> str:
 def _notes(runs: Sequence[RunView], folder: Path) -> list[str]:
     """What a reader must know before comparing numbers."""
     notes = []
-    if len({r.stream["fingerprint"] for r in runs}) > 1:
+    if len(numbers.by_stream(runs)) > 1:
         notes.append(
             "These runs did not all see the same stream, so their numbers cannot be compared; "
             "each stream is described below."
@@ -156,10 +172,8 @@ def _curves(runs: Sequence[RunView]) -> dict[str, str]:
     }
 
 
-def _costs(runs: Sequence[RunView]) -> dict[str, str] | None:
-    """Accuracy against cost and what it says; None where runs of several streams forbid it."""
-    if len({r.stream["fingerprint"] for r in runs}) > 1:
-        return None
+def _costs(runs: Sequence[RunView]) -> dict[str, str]:
+    """Accuracy against cost of runs of one stream, and what it says."""
     last, seconds, macs = (
         numbers.result_keys().index(key)
         for key in ("last_accuracy", "training_seconds", "prediction_macs")
