@@ -23,12 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from cil.errors import UserError
-from cil.learning import complete
+from cil.learning import complete, left_to_learn
 from cil.records import RunView, with_ending, write_bytes
 from cil.run import exit_code
 from cil.streams import open_stream
 from cil.table import markdown, provenance, show
-from experiments.asking import asked, place_of
+from experiments.asking import Asked, asked, place_of
 
 DEFAULTS = (
     "--methods=[finetune,cwr,diffusion-adapter,var-adapter]",
@@ -44,23 +44,16 @@ CAPTION = (
 
 def main() -> None:
     what = asked("two_tasks", __doc__, DEFAULTS)
-    stream = what.config.stream
-    groups = len(open_stream(stream, Path(what.config.cache)).experiences)
-    if groups != 2 and stream.stop_after is not None:
-        raise UserError(
-            f"stream.stop_after is {stream.stop_after}, which leaves {_counted(groups)} of "
-            f"{what.experiment}: give 2, or null where stream.protocol makes two."
-        )
-    if groups != 2:
-        raise UserError(
-            f"stream.protocol is {stream.protocol}, which makes {groups} class groups of "
-            f"{what.experiment}: choose one that makes two, such as b0-5 of ten classes."
-        )
     name = f"two_tasks_{what.experiment}"
+    if left_to_learn(name, what.config, what.fresh):  # finished runs need no images
+        stream = open_stream(what.config.stream, Path(what.config.cache))
+        _check_two(len(stream.experiences), what)
     path = with_ending(place_of(what.name, name, what.line), ".md")
     runs = complete(name, what.config, what.fresh)
     if not runs:  # of several processes the first one alone has them
         return
+    for run in runs:
+        _check_two(len(run.sizes), what)
     rows = table(runs)
     show(name, HEADINGS, rows, CAPTION)
     lines = [*provenance(runs, what.line), CAPTION, markdown(HEADINGS, rows)]
@@ -76,6 +69,21 @@ def table(runs: Sequence[RunView]) -> list[list[str]]:
         each = np.column_stack([ends, ends.mean(1)])  # seeds x (task 1, task 2, average)
         rows.append([method, *(_percent(column) for column in each.T)])
     return rows
+
+
+def _check_two(groups: int, what: Asked) -> None:
+    """Raises UserError unless there are two class groups."""
+    stream = what.config.stream
+    if groups != 2 and stream.stop_after is not None:
+        raise UserError(
+            f"stream.stop_after is {stream.stop_after}, which leaves {_counted(groups)} of "
+            f"{what.experiment}: give 2, or null where stream.protocol makes two."
+        )
+    if groups != 2:
+        raise UserError(
+            f"stream.protocol is {stream.protocol}, which makes {groups} class groups of "
+            f"{what.experiment}: choose one that makes two, such as b0-5 of ten classes."
+        )
 
 
 def _counted(groups: int) -> str:

@@ -8,7 +8,10 @@ import pandas as pd
 import pytest
 from tiny import TINY, folders
 
+from cil import streams
+from cil.command_line import parse
 from cil.errors import UserError
+from cil.learning import complete
 from cil.records import read_runs
 from cil.run import exit_code
 from experiments import asking, two_tasks
@@ -64,6 +67,35 @@ def test_two_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = run.matrix[-1]
     expected = [first, second, (first + second) / 2]
     assert written["finetune"] == [f"{100 * value:.1f}" for value in expected]
+
+
+@pytest.mark.integration
+def test_two_tasks_of_finished_runs_need_no_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their records count the class groups, and refuse those that are not two."""
+    words = ["split_digits", *TINY, *folders(tmp_path), "--seeds=[0]", f"--name={tmp_path / 'two'}"]
+    words.append("--methods=[finetune]")
+    assert ask(monkeypatch, *words) == 0
+    written = (tmp_path / "two.md").read_text()
+    one = [*words, "--stream.stop_after=1", f"--runs={tmp_path / 'one'}"]
+    settings = [word for word in one[1:] if not word.startswith("--name=")]
+    config, _ = parse("split_digits", [*two_tasks.DEFAULTS, *settings])
+    complete("two_tasks_split_digits", config)
+
+    def gone(*_: object) -> None:
+        raise UserError("There are no images.")
+
+    monkeypatch.setattr(two_tasks, "open_stream", gone)
+    monkeypatch.setattr(streams, "open_stream", gone)
+    (tmp_path / "two.md").unlink()
+    assert ask(monkeypatch, *words) == 0
+    assert (tmp_path / "two.md").read_text() == written
+    capsys.readouterr()
+    assert ask(monkeypatch, *one) == 2
+    assert "which leaves one class group of split_digits" in capsys.readouterr().err
+    assert ask(monkeypatch, *words, "--seeds=[0,1]") == 2  # the second is to be learned
+    assert "There are no images." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
