@@ -5,6 +5,7 @@ The same for the diffusion classifier, whose stages read timesteps (2303.16203).
 Shapes: D width, C classes, L tokens, p_k side of scale k.
 """
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +76,8 @@ def diffusion_schedule(wanted: str | Sequence[Sequence[int]]) -> tuple[Timesteps
     dc_25: every class at 25 timesteps. dc_25_250: then the best five at 225 more (2303.16203).
 
     Raises:
-        UserError: no schedule has that name, or the list is none of such pairs.
+        UserError: no schedule has that name, the list is none of such pairs, or a stage is to keep
+            more classes than the one before it leaves.
     """
     named: dict[str, Sequence[Sequence[int]]] = {
         "dc_25": [[25, 1]],
@@ -88,6 +90,12 @@ def diffusion_schedule(wanted: str | Sequence[Sequence[int]]) -> tuple[Timesteps
             f"{wanted} is no schedule of timesteps: choose {' or '.join(named)}, or a list of "
             f"[timesteps, classes kept], at most {TIMES} timesteps in all."
         )
+    for (_, left), (_, keep) in itertools.pairwise(listed):
+        if keep > left:
+            raise UserError(
+                f"{wanted} is no schedule of timesteps: a stage keeps {keep} classes, but the one "
+                f"before it leaves {left}; let every stage keep as many as that or fewer."
+            )
     return tuple(Timesteps(timesteps, keep) for timesteps, keep in listed)
 
 

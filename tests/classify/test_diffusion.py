@@ -154,6 +154,14 @@ def test_what_is_no_schedule_is_refused(wanted):
         diffusion_schedule(wanted)
 
 
+def test_a_stage_cannot_keep_more_classes_than_are_left():
+    with pytest.raises(UserError, match="a stage keeps 9 classes, but the one before it leaves 4;"):
+        diffusion_schedule([[10, 4], [40, 9]])
+    with pytest.raises(UserError, match="keeps 3 classes, but the one before it leaves 2;"):
+        diffusion_schedule([[10, 4], [10, 2], [40, 3]])
+    assert diffusion_schedule([[10, 4], [40, 4]]) == (Timesteps(10, 4), Timesteps(40, 4))
+
+
 @pytest.mark.parametrize(
     ("size", "published"), [("S", 6.06), ("B", 23.01), ("L", 80.71), ("XL", 118.64)]
 )
