@@ -85,6 +85,9 @@ CLASSES = {
     "fashion_mnist": 10,
 }
 
+# Of an image_folder's images: below, nothing is to be seen; above, a batch fills the memory.
+SIDES = (4, 1024)  # px
+
 # Setting -> the sources that read it; for all others it would be without effect.
 _READ_BY = {
     "root": SOURCES[2:],
@@ -136,18 +139,23 @@ def _source(settings: StreamSettings, cache: Path) -> "Source":
 
 
 def _folder(settings: StreamSettings) -> tuple[Path, int]:
-    """Where an image_folder is and the side it is shown at; UserError where one is missing."""
+    """Where an image_folder is and the side it is shown at.
+
+    Raises:
+        UserError: one is missing, or the side is out of range.
+    """
     if settings.root is None:
         raise UserError(
             "stream.root is not set: name the folder of the images, such as "
             "--stream.root=data/photos; it must hold the folders train and val (or test), and in "
             "each a folder of images for every class."
         )
-    if settings.image_size is None or settings.image_size < 1:
+    least, most = SIDES
+    if settings.image_size is None or not least <= settings.image_size <= most:
         size = "not set" if settings.image_size is None else settings.image_size
         raise UserError(
-            f"stream.image_size is {size}: an image_folder needs the side in pixels to which its "
-            "images are cut and resized, such as --stream.image_size=64."
+            f"stream.image_size is {size}: an image_folder needs the side in pixels, from {least} "
+            f"to {most}, to which its images are cut and resized, such as --stream.image_size=64."
         )
     return Path(settings.root), settings.image_size
 

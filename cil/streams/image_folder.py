@@ -1,6 +1,7 @@
-"""Streams of image files: `train/` and `val/` (or `test/`) with a folder for each class.
+"""Streams of image files: `train/` and `test/` (or `val/`) with a folder for each class.
 
-ImageNet and its subsets come like this. Images are decoded when they are asked for.
+ImageNet and its subsets come like this, with `val/`: their `test/` has no class folders and is not
+read. Images are decoded when they are asked for.
 """
 
 import hashlib
@@ -17,12 +18,12 @@ from torch.utils.data import Dataset
 from cil.cache import hashed
 from cil.errors import UserError
 from cil.streams.decoded import Decoded, decoded_once
-from cil.streams.image_scan import File, named, scan
+from cil.streams.image_scan import File, hidden, named, scan
 from cil.streams.splits import held_out
 from cil.streams.stream import Source
 
 LISTS = Path(__file__).parent / "class_lists"  # of ImageNet-100: three differ
-TEST_FOLDERS = ("val", "test")
+TEST_FOLDERS = ("test", "val")  # the first that has class folders is read
 
 
 class ImageFiles(Dataset):
@@ -134,6 +135,9 @@ def image_folder(
 ) -> Source:
     """The classes of a folder, or those of them that a list names.
 
+    Test images are those of `test/` where it has class folders, else those of `val/`: where both
+    have them `val/` is not read.
+
     `class_list` is ucir, cmc or podnet (three lists called ImageNet-100) or a file with a class a
     line. The share `validation` of the training images, stratified, is held out.
 
@@ -141,8 +145,8 @@ def image_folder(
         UserError: a folder or a class of the list is missing, a class has a single training image,
             a file is unreadable.
     """
-    test_root = _check_layout(root)
-    names = _classes(root / "train", test_root, class_list)
+    tests = _check_layout(root)
+    names, test_root = _classes(root / "train", tests, class_list)
     train = scan(root / "train", names, cache, decode=False)
     _check_two_of_each(root / "train", train)
     test = scan(test_root, names, cache, decode=True)
@@ -205,8 +209,8 @@ def _floats(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def _check_layout(root: Path) -> Path:
-    """The folder of test images."""
+def _check_layout(root: Path) -> list[Path]:
+    """The folders that test images may lie in."""
     tests = [root / name for name in TEST_FOLDERS if (root / name).is_dir()]
     if not (root / "train").is_dir() or not tests:
         raise UserError(
@@ -214,12 +218,12 @@ def _check_layout(root: Path) -> Path:
             "folders train and val (or test), and in each a folder of images for every class; "
             "stream.root says where it is."
         )
-    return tests[0]
+    return tests
 
 
-def _classes(train: Path, test: Path, class_list: str | None) -> list[str]:
-    """Names of the classes, sorted."""
-    there = {folder: _folders(folder) for folder in (train, test)}
+def _classes(train: Path, tests: Sequence[Path], class_list: str | None) -> tuple[list[str], Path]:
+    """Names of the classes, sorted, and that of the folders `tests` which holds them."""
+    there = {folder: _folders(folder) for folder in (train, *tests)}
     if class_list is not None:
         names = sorted(_read_list(class_list))
         origin = f"of the class list {class_list} (stream.class_list)"
@@ -227,14 +231,15 @@ def _classes(train: Path, test: Path, class_list: str | None) -> list[str]:
         names = sorted(there[train])
         origin = f"of {train}"
     _check_names(train, names)
-    for folder, found in there.items():
-        missing = [name for name in names if name not in found]
+    test = next((folder for folder in tests if there[folder] & set(names)), tests[-1])
+    for folder in (train, test):
+        missing = [name for name in names if name not in there[folder]]
         if missing:
             raise UserError(
                 f"{folder} has no folder for {len(missing)} of the {len(names)} classes {origin}: "
                 f"{named(missing)}."
             )
-    return names
+    return names, test
 
 
 def _check_two_of_each(train: Path, found: dict[str, list[File]]) -> None:
@@ -274,7 +279,7 @@ def _read_list(class_list: str) -> list[str]:
 
 
 def _folders(folder: Path) -> set[str]:
-    return {p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")}
+    return {p.name for p in folder.iterdir() if p.is_dir() and not hidden(p.name)}
 
 
 def _flat(found: dict[str, list[File]]) -> list[tuple[File, int]]:

@@ -42,7 +42,7 @@ def scan(folder: Path, classes: Sequence[str], cache: Path, decode: bool) -> dic
 
     Reads every file and looks at how it begins and ends; with `decode` every image is decoded. What
     was found is kept in `cache`, and only new or changed files are looked at again. Files with
-    other endings than those of images, and hidden ones, are left out.
+    other endings than those of images, and what is `hidden`, are left out.
 
     Raises:
         UserError: a file is no image or not whole, a class folder holds no image.
@@ -86,19 +86,24 @@ def named(things: Sequence[str]) -> str:
     return ", ".join(things[:_NAMED]) + more
 
 
+def hidden(name: str) -> bool:
+    """Whether a file or folder of this name is left out, as what macOS puts beside an archive's."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def _walk(folder: Path, below: Path) -> Iterator[File]:
     """Image files in and below a folder. Links are followed, but none to where one is already."""
     entered = {os.path.realpath(below)}
     for place, folders, names in os.walk(below, followlinks=True):
         here = Path(os.path.realpath(place))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not hidden(name))
         for name in list(folders):
             real = os.path.realpath(os.path.join(place, name))
             if real in entered or here.is_relative_to(real):
                 folders.remove(name)
             entered.add(real)
         for name in sorted(names):
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(SUFFIXES) and not hidden(name):
                 yield _stat(folder, Path(place, name))
 
 

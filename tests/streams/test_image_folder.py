@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,6 +96,31 @@ def test_a_folder_that_is_not_there_is_described(root: Path, missing: str) -> No
     assert "stream.root" in said
 
 
+@pytest.mark.parametrize("chosen", [False, True])
+def test_images_of_test_are_read_before_those_of_val(root: Path, chosen: bool) -> None:
+    (root.parent / "two.txt").write_text("apfel\nbirne")
+    class_list = str(root.parent / "two.txt") if chosen else None
+    shutil.copytree(root / "val", root / "test")
+    picture(50).save(root / "test" / "birne" / "2.jpg")
+    targets = opened(root, class_list).test.targets
+    assert targets == [0, 0, 1, 1, 1, 2, 2][: 5 if chosen else 7]
+    shutil.rmtree(root / "test" / "apfel")  # some of the classes: val is no way out
+    assert f"{root / 'test'} has no folder for 1 of the" in refusal(root, class_list)
+    shutil.rmtree(root / "val")
+    picture(51).save(root / "test" / "birne" / "3.jpg")
+    (root / "test" / "apfel").mkdir()
+    picture(52).save(root / "test" / "apfel" / "0.jpg")
+    assert opened(root, class_list).test.targets[:5] == [0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("place", [".", "images"])  # of ImageNet, of Tiny ImageNet
+def test_a_test_folder_without_classes_leaves_val(root: Path, place: str) -> None:
+    (root / "test" / place).mkdir(parents=True)
+    picture(50).save(root / "test" / place / "test_0.jpg")
+    test = opened(root).test
+    assert (test.folder, len(test)) == (root / "val", 6)
+
+
 def test_a_class_without_test_images_is_named(root: Path) -> None:
     (root / "val" / "birne").rename(root / "val" / "pflaume")
     assert "val has no folder for 1 of the 3 classes" in refusal(root)
@@ -170,6 +196,16 @@ def test_what_is_no_picture_by_name_does_not_count(root: Path) -> None:
         (root / "train" / "apfel" / name).write_text("x")
     (root / "train" / ".cache").mkdir()
     assert len(opened(root).train) == 18
+
+
+def test_what_macos_adds_to_an_archive_does_not_count(root: Path) -> None:
+    for folder in (root / "train", root / "val", root / "train" / "apfel"):
+        (folder / "__MACOSX" / "apfel").mkdir(parents=True)
+        for i in range(2):
+            picture(50 + i).save(folder / "__MACOSX" / "apfel" / f"{i}.jpg")
+    source = opened(root)
+    assert source.class_names == CLASSES
+    assert [len(x) for x in (source.train, source.validation, source.test)] == [18, 6, 6]
 
 
 def test_links_are_followed_but_not_in_circles(root: Path) -> None:
@@ -373,6 +409,24 @@ def test_it_needs_a_folder_and_a_size() -> None:
 
     with pytest.raises(UserError, match=r"stream\.root is not set.*train and val"):
         open_stream(StreamConfig(source="image_folder", image_size=64))
-    for size, said in ((None, "not set"), (0, "0")):
-        with pytest.raises(UserError, match=rf"stream\.image_size is {said}"):
-            open_stream(StreamConfig(source="image_folder", root="photos", image_size=size))
+    with pytest.raises(UserError, match=r"stream\.image_size is not set.*from 4 to 1024"):
+        open_stream(StreamConfig(source="image_folder", root="photos"))
+
+
+@pytest.mark.parametrize("size", [-64, 0, 1, 3, 1025, 20_000, 100_000])
+def test_a_side_out_of_range_is_refused_before_the_folder_is_opened(size: int) -> None:
+    from cil.config import StreamConfig
+
+    with pytest.raises(UserError, match=rf"stream\.image_size is {size}: .* from 4 to 1024,"):
+        open_stream(StreamConfig(source="image_folder", root="not there", image_size=size))
+
+
+@pytest.mark.parametrize("size", [4, 1024])
+def test_the_ends_of_the_range_are_shown(root: Path, size: int) -> None:
+    from cil.config import StreamConfig
+
+    settings = StreamConfig(
+        source="image_folder", root=str(root), image_size=size, protocol="b0-3", augment=True
+    )
+    image, *_ = open_stream(settings, root.parent / "cache").experiences[0].train[0]
+    assert image.shape == (3, size, size)
