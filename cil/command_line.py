@@ -188,11 +188,12 @@ def _sentence(message: str, parser: ArgumentParser, place: str) -> str:
         flag = match[1].partition("=")[0]
         if not flag.startswith("--"):
             return f"'{flag}' was not understood: settings are written --KEY=VALUE."
-        hint = near(flag, flags) or "see --help for the settings."
+        hint = near(flag, flags) or f"see `{parser.prog} --help` for the settings."
         return f"There is no setting {flag}: {hint}"
     if match := re.search(r"(?:Group '([\w.]+)' .*)?[Oo]ption '([\w.]+)'", message):
         key = ".".join(part for part in match.groups() if part)
-        hint = near(key, [flag[2:] for flag in flags]) or "see --help for the settings."
+        hint = near(key, [flag[2:] for flag in flags])
+        hint = hint or f"see `{parser.prog} --help` for the settings."
         return f"{place} has an unknown key {key}: {hint}"
     if match := re.search(r'Parser key "([\w.]+)"', message):
         value = re.search(r"(?:Got value:|Given value:|Unable to load config) (.+)", message)

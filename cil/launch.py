@@ -89,6 +89,11 @@ def shared(count: int) -> Any:
     return CONTEXT.Array("b", count)
 
 
+def queue() -> Any:
+    """What processes started here put, for this one to get."""
+    return CONTEXT.SimpleQueue()
+
+
 def _start(child: BaseProcess) -> None:
     """An interrupt waits meanwhile, here and in the child, which would show a traceback."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

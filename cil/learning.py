@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from cil import parallel, trial
 from cil.config import Config
-from cil.errors import UserError
-from cil.launch import launch, shared, together
+from cil.errors import DivergenceError, UserError
+from cil.launch import launch, queue, shared, together
 from cil.methods.loading import check_workers
 from cil.methods.registry import (
     build,
@@ -31,6 +31,7 @@ from cil.methods.registry import (
     settings,
 )
 from cil.records import RunView, finished_run
+from cil.records.resume import WAYS_OUT
 
 if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait for them
     from cil.methods.method import Method
@@ -48,8 +49,10 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     stands for, those that the stream cannot run are named on stderr and left out.
 
     Raises:
-        UserError: bad settings, a damaged record, a disk that is full or cannot be written, or no
-            method is left.
+        DivergenceError: one came to no numbers; the others were learned nonetheless, unless several
+            devices share the work.
+        UserError: bad settings, a damaged record, a disk that is full or cannot be written, no
+            method is left, or what was finished before had learned other images.
     """
     check(config)
     if trial.current() is not None:
@@ -69,7 +72,7 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     elif left:
         with _share_of_threads(config.trainer.jobs if place is None else 1):
             _run_methods(config, left, fresh)
-    views = _finished(experiment, config) if parallel.is_first() else []
+    views = finished(experiment, config) if parallel.is_first() else []
     if not parallel.broadcast(len(views)):  # all processes end alike
         raise UserError(
             "None of the methods can learn this stream, for the reasons given above: change what "
@@ -79,11 +82,13 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
 
 
 def check(config: Config) -> None:
-    """Raises UserError for what no stream can mend: names, seeds, and settings out of range."""
+    """Raises UserError for what no stream can mend: names, seeds, settings out of range."""
     wished = listed(config.methods)
     check_names(wished)
     check_seeds(listed(config.seeds))
     check_tuned(config)
+    if not (config.runs.strip() and config.cache.strip()):  # as of a variable that is not set
+        raise UserError("runs and cache must not be empty: name a folder, . for this one.")
     check_sides(wished, config)
     check_samples(config.samples)
     check_batches(expand(wished), config, parallel.processes(config.trainer))
@@ -97,11 +102,11 @@ def left_to_learn(experiment: str, config: Config, fresh: bool = False) -> dict[
         UserError: a finished one is damaged, or was made with other settings.
     """
     places = _places(experiment, config)
-    done = () if fresh else [(v.method, v.seed) for v in _finished(experiment, config)]
+    done = () if fresh else [(v.method, v.seed) for v in finished(experiment, config)]
     return {run: place for run, place in places.items() if run not in done}
 
 
-def _finished(experiment: str, config: Config) -> list[RunView]:
+def finished(experiment: str, config: Config) -> list[RunView]:
     """Those of the wanted runs that are finished; raises as `left_to_learn` does."""
     places = _places(experiment, config).items()
     views = [finished_run(place, settings(name, config, seed)) for (name, seed), place in places]
@@ -118,16 +123,29 @@ def _places(experiment: str, config: Config) -> dict[Run, Path]:
 def _run_methods(config: Config, places: Mapping[Run, Path], fresh: bool) -> None:
     """Each (method, seed) with its record in its place."""
     stream = _open_stream(config)
+    _check_images(config, places, stream)
+    diverged: list[DivergenceError] = []
     for (name, seed), place in _fitting(config, places, stream):
-        _run_method(name, seed, config, stream, place, fresh)
+        try:
+            _run_method(name, seed, config, stream, place, fresh)
+        except DivergenceError as error:
+            if len(places) == 1 or parallel.world() > 1:  # whose others need not have seen it
+                raise
+            diverged.append(error)
+            print(f"goes on without {name} seed {seed}: {error}", file=sys.stderr)
+    if diverged:
+        raise diverged[0]
 
 
 def _run_side_by_side(config: Config, places: Mapping[Run, Path], fresh: bool) -> None:
     """The same, `trainer.jobs` of them at a time, with one progress bar for all."""
     from tqdm import tqdm
 
-    runs = _fitting(config, places, _open_stream(config))
+    stream = _open_stream(config)
+    _check_images(config, places, stream)
+    runs = _fitting(config, places, stream)
     states = shared(len(runs))  # _LEARNING, then _DONE
+    said, diverged = queue(), list[DivergenceError]()
     quiet = replace(config, trainer=replace(config.trainer, progress=False))
     jobs = min(config.trainer.jobs, len(runs))
     with tqdm(total=len(runs), desc="runs", disable=not config.trainer.progress) as bar:
@@ -139,12 +157,20 @@ def _run_side_by_side(config: Config, places: Mapping[Run, Path], fresh: bool) -
             ]
             bar.set_postfix_str(", ".join(f"{name} seed {seed}" for name, seed in learning))
             bar.update(now.count(_DONE) - bar.n)
+            while not said.empty():
+                name, seed, sentence = said.get()
+                diverged.append(DivergenceError(sentence))
+                bar.write(f"goes on without {name} seed {seed}: {sentence}", file=sys.stderr)
 
-        together(_run_next, jobs * [(quiet, runs, fresh, states)], show)
+        together(_run_next, jobs * [(quiet, runs, fresh, states, said)], show)
         show()
+    if diverged:
+        raise diverged[0]
 
 
-def _run_next(config: Config, runs: Sequence[tuple[Run, Path]], fresh: bool, states: Any) -> None:
+def _run_next(
+    config: Config, runs: Sequence[tuple[Run, Path]], fresh: bool, states: Any, said: Any
+) -> None:
     """One of the jobs: runs that no other has begun, until there are none left."""
     with _share_of_threads(config.trainer.jobs):
         stream = _open_stream(config, quiet=True)
@@ -155,8 +181,25 @@ def _run_next(config: Config, runs: Sequence[tuple[Run, Path]], fresh: bool, sta
                 number = states[:].index(0)
                 states[number] = _LEARNING
             (name, seed), place = runs[number]
-            _run_method(name, seed, config, stream, place, fresh)
+            try:
+                _run_method(name, seed, config, stream, place, fresh)
+            except DivergenceError as error:
+                said.put((name, seed, str(error)))
             states[number] = _DONE
+
+
+def _check_images(config: Config, places: Mapping[Run, Path], stream: "Stream") -> None:
+    """Raises UserError where a run that is finished, and stays, learned other images."""
+    experiment = str(next(iter(places.values())).parents[1].relative_to(config.runs))
+    stay = [run for run in _places(experiment, config).items() if run[0] not in places]
+    for (name, seed), place in stay:
+        view = finished_run(place, settings(name, config, seed))
+        if view is not None and view.stream["fingerprint"] != stream.fingerprint:
+            raise UserError(
+                f"{place} learned another stream (fingerprint {view.stream['fingerprint']}, now "
+                f"{stream.fingerprint}): its images, its classes or their order changed, and one "
+                f"table cannot have both; {WAYS_OUT}."
+            )
 
 
 @contextmanager

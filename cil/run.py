@@ -14,8 +14,8 @@ from pathlib import Path
 from cil import parallel, trial
 from cil.command_line import USAGE, describe, experiments, parse
 from cil.config import Config
-from cil.errors import UserError, is_interrupt, readers_missed
-from cil.learning import complete
+from cil.errors import DivergenceError, UserError, is_interrupt, readers_missed
+from cil.learning import complete, finished
 from cil.records import RunView
 
 HELP = f"""usage: {USAGE}
@@ -78,14 +78,21 @@ def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
     """All runs (see `complete`), then the table, the figures and the page.
 
     Raises:
+        DivergenceError: as `complete` does; the table is shown then without what diverged.
         UserError: what `complete` refuses, or a disk that is full or cannot be written.
     """
     from cil.table import report  # pandas and matplotlib: half a second that --help need not wait
 
-    views = complete(experiment, config, fresh)
+    folder = Path(config.runs) / experiment
+    try:
+        views = complete(experiment, config, fresh)
+    except DivergenceError:
+        if views := finished(experiment, config):
+            report(experiment, views, folder)
+        raise
     if parallel.is_first():
-        report(experiment, views, Path(config.runs) / experiment)
-        _write_page(Path(config.runs) / experiment)
+        report(experiment, views, folder)
+        _write_page(folder)
     return views
 
 

@@ -8,9 +8,9 @@ two experiences (--experiences=N) and is judged by its accuracy on their held-ou
 over --seeds; no test image is looked at, and no later class. At a tie the average over the
 experiences decides, then the order of the grid. Every trial is a run with its record under
 RUNS/EXPERIMENT-tuning; interrupted, the same line goes on where it stopped. The picks are written
-to tuned.yaml there, beside those of other methods chosen before, and a table of all trials to
-trials.csv. A trial that diverges counts as the worst there is. All other settings are the
-experiment's, or as given by --KEY=VALUE.
+to tuned.yaml there, and a table of all trials to trials.csv, each beside those of other methods
+from before. A trial that diverges counts as the worst there is. All other settings are the
+experiment's, what it has tuned for the method included, or as given by --KEY=VALUE.
 
 A VAR fits its scale weights (a number a scale), and an adaptive schedule its margins, to the same
 held-out images that judge it here: a little in its favour.
@@ -31,6 +31,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from jsonargparse import get_loader
 
 from cil.command_line import given, parse
 from cil.config import Config
@@ -39,6 +40,7 @@ from cil.files import locked, read_bytes
 from cil.learning import complete, left_to_learn, listed
 from cil.methods.registry import build, check_names, expand
 from cil.records import RunView, write_bytes
+from cil.records.layout import read_table
 from cil.run import exit_code
 from cil.streams import open_stream
 
@@ -80,7 +82,7 @@ def _command(arguments: list[str]) -> None:
     command = " ".join(["python -m experiments.tune", *arguments])
     write_picks(folder / "tuned.yaml", table, command)
     shown = table.drop(columns="values")
-    write_bytes(folder / "trials.csv", shown.to_csv(index=False).encode())
+    write_trials(folder / "trials.csv", shown)
     print(shown.to_string(index=False, float_format="{:.3f}".format))
     print(f"picks: --config={folder / 'tuned.yaml'}")
 
@@ -94,10 +96,11 @@ def read_grid(path: Path) -> Grid:
     if not path.is_file():
         raise UserError(f"There is no grid {path}: name a file of grids with --grid.")
     try:
-        grid = yaml.safe_load(read_bytes(path)) or {}
+        # As the settings themselves are read: 1e-3 is a number there, which YAML takes for a word.
+        grid = get_loader("yaml")(read_bytes(path).decode()) or {}
         if grid and all(_is_grid(method, settings) for method, settings in grid.items()):
             return grid
-    except (yaml.YAMLError, AttributeError, TypeError):
+    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError):
         pass
     raise UserError(f"{path} must hold, for every method, settings with a list of values each.")
 
@@ -135,6 +138,11 @@ def trials_of(config: Config, grid: Grid) -> list[Trial]:
 def check_given(arguments: Sequence[str], trials: Sequence[Trial]) -> None:
     """Raises UserError for a --KEY=VALUE whose place values of the grid would take."""
     keys = given(arguments)
+    if "stream.evaluate" in keys or "stream.stop_after" in keys:
+        raise UserError(
+            "Trials are judged by held-out images of the first experiences alone: take "
+            "--stream.evaluate and --stream.stop_after off the line; --experiences=N says how many."
+        )
     for method, values in trials:
         for key in values:
             if key in keys:
@@ -181,7 +189,7 @@ def check(name: str, config: Config, trials: Sequence[Trial], fresh: bool = Fals
 
 
 def _laid(config: Config, method: str, values: dict[str, Any]) -> Config:
-    return replace(config, methods=[method], tuned={method: values})
+    return replace(config, methods=[method], tuned={method: config.tuned.get(method, {}) | values})
 
 
 def _tried(name: str, config: Config, trial: Trial, fresh: bool) -> dict[str, Any] | None:
@@ -241,6 +249,21 @@ def write_picks(path: Path, trials: pd.DataFrame, command: str) -> None:
         picks = dict(zip(picked["method"], picked["values"], strict=True))
         text = yaml.safe_dump({"tuned": before | picks}, sort_keys=False)
         write_bytes(path, f"# Picked on held-out images, last by: {command}\n\n{text}".encode())
+
+
+def write_trials(path: Path, trials: pd.DataFrame) -> None:
+    """Write the table of trials; rows of other methods that the file holds are kept.
+
+    Raises:
+        UserError: the file cannot be read or written, or holds something else.
+    """
+    with locked(path.with_name(f".{path.name}.lock")):
+        before = read_table(path) if path.exists() else trials.head(0)
+        if list(before.columns) != list(trials.columns):
+            raise UserError(f"{path} holds no trials: move it away; every trial is recorded.")
+        others = before[~before["method"].isin(trials["method"])]
+        whole = pd.concat([others, trials]) if len(others) else trials
+        write_bytes(path, whole.to_csv(index=False).encode())
 
 
 def _picked_before(path: Path) -> dict[str, Any]:

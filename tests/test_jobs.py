@@ -46,13 +46,43 @@ def test_runs_beside_each_other_learn_what_they_learn_alone(
 def test_what_one_refuses_ends_all(
     quick_starts: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It stays what it was on its way here: a search goes on from divergence alone."""
-    name, *arguments = line(tmp_path, 2, *LEARNERS, "--discriminative.lr=1e30")
+    name, *arguments = line(tmp_path, 2, *LEARNERS)
     config, _ = parse(name, arguments)
-    said = r"^\w+ experience 1/5 diverged, .*: lower discriminative.lr\.$"
-    with pytest.raises(DivergenceError, match=said):
+    full = tmp_path / name / "replay" / "seed0"
+    full.mkdir(parents=True)
+    (full / "letter.txt").write_text("kept")
+    with pytest.raises(UserError, match="replay/seed0 holds files that are not a run's"):
         learning.complete(name, config)
     assert capfd.readouterr().err == "opening the stream digits ...\n"
+    assert len(list((tmp_path / name).rglob("summary.json"))) < 3
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_where_one_diverges_the_others_are_learned_and_shown(
+    jobs: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    methods = "--methods=[ewc,finetune,replay]"
+    own = "--tuned={ewc: {discriminative.ewc_lambda: 1.0e+300}}"
+    arguments = line(tmp_path, jobs, methods, own, "--stream.stop_after=2")
+    assert run.main(arguments) == 2
+    said = capfd.readouterr()
+    assert "goes on without ewc seed 0: ewc experience 2/2 diverged" in said.err
+    tables = [said.out]
+    assert run.main(arguments) == 2  # the same line tries it again
+    said = capfd.readouterr()
+    assert "error: ewc experience 2/2 diverged" in said.err
+    tables.append(said.out)
+    for table in tables:
+        assert "replay" in table
+        assert "ewc" not in table
+    assert [view.method for view in read_runs(tmp_path)] == ["finetune", "replay"]
+
+
+def test_a_search_goes_on_from_divergence_alone(tmp_path: Path) -> None:
+    name, *arguments = line(tmp_path, 2, *LEARNERS, "--discriminative.lr=1e30")
+    config, _ = parse(name, arguments)
+    with pytest.raises(DivergenceError, match=r"^\w+ experience 1/5 diverged, .*lower disc"):
+        learning.complete(name, config)
 
 
 def test_interrupted_the_same_line_goes_on(tmp_path: Path) -> None:

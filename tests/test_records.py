@@ -45,9 +45,9 @@ def accuracies(t: int) -> list[float]:
     return [1 / (3 + t + i) for i in range(t + 1)]  # no finite decimal: repr must round-trip
 
 
-def run_to_end(folder: Path) -> None:
+def run_to_end(folder: Path, seed: int = 0) -> None:
     """A protocol in small: two experiences, each learned in three steps and then evaluated."""
-    with opened(folder) as record:
+    with opened(folder, config=CONFIG | {"seed": seed}) as record:
         if record.finished:
             return
         weight = record.load_state()["weight"] if record.learned else torch.zeros(2)
@@ -616,9 +616,15 @@ def test_a_full_device_is_reported_by_the_system_itself(
 # --- reading finished runs ---
 
 
-def test_read_runs_finds_finished_runs_in_order(finished: Path, tmp_path: Path) -> None:
+def test_a_copy_is_no_run_of_another_seed(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "split_digits" / "var" / "seed7")
+    with pytest.raises(UserError, match="var/seed7 holds a run of var with seed 0"):
+        read_runs(tmp_path)
+
+
+def test_read_runs_finds_finished_runs_in_order(tmp_path: Path) -> None:
     for method, seed in (("var", 10), ("var", 9), ("finetune", 0)):
-        shutil.copytree(finished, tmp_path / "split_digits" / method / f"seed{seed}")
+        run_to_end(tmp_path / "split_digits" / method / f"seed{seed}", seed)
     (tmp_path / "split_digits" / "finetune" / "seed0" / "summary.json").unlink()  # unfinished
     runs = read_runs(tmp_path)
     assert [(run.experiment, run.method, run.seed) for run in runs] == [

@@ -275,6 +275,28 @@ def test_fresh_starts_the_chosen_methods_over_and_no_others(copied: Path) -> Non
 
 
 @pytest.mark.integration
+def test_methods_of_changed_images_are_not_shown_together(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, runs = tmp_path / "pictures", tmp_path / "runs"
+    written.image_folder(root, ["a", "b", "c", "d"], train=8, test=2, side=16)
+    own = [f"--stream.root={root}", "--stream.image_size=16", "--stream.protocol=b0-2"]
+    arguments = ["split_image_folder", *TINY, *folders(runs), *own]
+    assert run.main([*arguments, "--methods=[finetune]"]) == 0
+    capsys.readouterr()
+    (root / "train" / "a" / "a_0.JPEG").unlink()
+    sentence = refused(capsys, [*arguments, "--methods=[finetune,joint]"])
+    assert "finetune/seed0 learned another stream (fingerprint" in sentence
+    assert not (runs / "split_image_folder" / "joint").exists()
+    assert run.main([*arguments, "--methods=[finetune,joint]", "--fresh"]) == 0
+
+
+@pytest.mark.parametrize("key", ["runs", "cache"])
+def test_an_empty_folder_name_is_refused(key: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "must not be empty" in refused(capsys, ["split_digits", *TINY, f"--{key}="])
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -119,6 +119,12 @@ def test_the_better_setting_is_picked_recorded_and_run(tmp_path, grid, capsys) -
             ["--methods=[finetune]", "--discriminative.lr", "0.5"],
             "tries values of discriminative.lr for finetune",
         ),
+        (
+            GRID,
+            ["--methods=[finetune]", "--stream.evaluate=test"],
+            "judged by held-out images of the first experiences alone: take --stream.evaluate",
+        ),
+        (GRID, ["--methods=[finetune]", "--stream.stop_after=4"], "--experiences=N says how many"),
     ],
 )
 def test_mistakes_end_in_one_sentence(content, arguments, message, tmp_path, grid, capsys) -> None:
@@ -133,6 +139,24 @@ def test_the_line_may_set_what_the_grid_does_not_try(tmp_path: Path) -> None:
     grid = {"ncm": {"discriminative.backbone_epochs": [1]}, "ewc": {"discriminative.lr": [1.0]}}
     trials = tune.trials_of(config, grid)
     tune.check_given(["--discriminative.lr=0.5"], trials)
+
+
+@pytest.mark.integration
+def test_trials_learn_with_what_is_tuned_beside_the_grid(tmp_path, grid) -> None:
+    """As the run will that takes the pick; a number is one as in every other file."""
+    grid.write_text("lwf: {discriminative.lr: [1e-3]}\n")
+    own = "--tuned={lwf: {discriminative.lr: 0.5, discriminative.lwf_alpha: 7.0}}"
+    assert tune.main(command(tmp_path, grid, "--methods=[lwf]", own)) == 0
+    (view,) = read_runs(tmp_path / "runs")
+    tried = view.config["discriminative"]
+    assert (tried["lr"], tried["lwf_alpha"]) == (0.001, 7.0)
+
+    # Another method's trials come beside these.
+    grid.write_text("finetune: {discriminative.lr: [1e-3]}\n")
+    assert tune.main(command(tmp_path, grid, "--methods=[finetune]")) == 0
+    table = pd.read_csv(tmp_path / "runs" / "split_digits-tuning" / "trials.csv")
+    assert table["method"].tolist() == ["lwf", "finetune"]
+    assert table["picked"].all()
 
 
 @pytest.mark.integration

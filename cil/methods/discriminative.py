@@ -243,7 +243,9 @@ class Discriminative:
             strategy.train(own, eval_streams=[], **reading)
         if not all(parameter.isfinite().all() for parameter in strategy.model.parameters()):
             raise DivergenceError(
-                f"{title} diverged, its weights are no numbers any more: lower discriminative.lr."
+                f"{title} diverged, its weights are no numbers any more: lower discriminative.lr, "
+                "or what weighs its penalty; for it alone in a file for --config, such as "
+                f"`tuned: {{{self.name}: {{discriminative.lr: {self.settings.lr / 5:g}}}}}`."
             )
         forwards = backbone.passes.forwards() - before
         strategy.model.eval()  # or the normalisation would learn from what only counts

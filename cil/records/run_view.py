@@ -143,12 +143,20 @@ def read_run(folder: Path) -> RunView:
     if not (folder / SUMMARY).exists():
         raise _unfinished(folder)
     progress = read_progress(folder)
+    config = read_config(folder, progress)
+    method, seed = folder.parent.name, int(folder.name.removeprefix("seed"))
+    own = (config.get("method", method), config.get("seed", seed))
+    if own != (method, seed):  # one run would count as two
+        raise UserError(
+            f"{folder} holds a run of {own[0]} with seed {own[1]}: a copy keeps the names of its "
+            "last two folders."
+        )
     return RunView(
         folder=folder,
         experiment=folder.parent.parent.name,
-        method=folder.parent.name,
-        seed=int(folder.name.removeprefix("seed")),
-        config=read_config(folder, progress),
+        method=method,
+        seed=seed,
+        config=config,
         stream=read_stream(folder, progress),
         environment=read_json(folder / ENVIRONMENT),
         summary=read_summary(folder),
