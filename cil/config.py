@@ -16,13 +16,13 @@ class StreamConfig:
     glyphs100 (100 characters drawn from matplotlib's fonts at 32 px), image_folder, or, through
     torchvision, cifar10, cifar100, mnist or fashion_mnist."""
     root: str | None = None
-    """Folder of an image_folder, with train/ and val/ (or test/) and in them a folder a class; or
-    of what torchvision reads and downloads (null: in the cache)."""
+    """Folder of an image_folder, with train/ and val/ (or test/, which goes before) and in them a
+    folder a class; or of what torchvision reads and downloads (null: in the cache)."""
     class_list: str | None = None
     """Classes of an image_folder: ucir, cmc or podnet (the three lists called ImageNet-100), or a
     text file with one a line; null takes every class there is."""
     image_size: int | None = None
-    """Side in pixels to which an image_folder's images are cut and resized."""
+    """Side in pixels, 4 to 1024, to which an image_folder's images are cut and resized."""
     protocol: str = "b0-2"
     """Class groups: b0-10 is groups of 10 classes, b50-10 is 50 classes and then groups of 10."""
     class_order: list[int] | None = None

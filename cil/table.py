@@ -43,10 +43,8 @@ def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
     """Print the table; write results.csv and the forgetting curves of all methods into `folder`.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the folder cannot be written; the table is printed by then.
     """
-    write_bytes(folder / "results.csv", results(runs).to_csv(index=False).encode())
-    figure = write_figure(folder / "forgetting_curves.png", curves(runs))
     seeds = len({r.seed for r in runs})
     note = f", mean ± standard deviation over {seeds} seeds" if seeds > 1 else ""
     headings = ["method", *PERCENT.values(), *COSTS.values()]
@@ -60,6 +58,8 @@ def report(experiment: str, runs: Sequence[RunView], folder: Path) -> None:
             console.print(
                 f"{name}: codebook use {first:.0%} on the first group, {last:.0%} on the last"
             )
+    write_bytes(folder / "results.csv", results(runs).to_csv(index=False).encode())
+    figure = write_figure(folder / "forgetting_curves.png", curves(runs))
     console.print(f"records and figures: {folder}/   forgetting curves: {figure}", soft_wrap=True)
 
 

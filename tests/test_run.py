@@ -469,6 +469,19 @@ def test_a_runs_folder_that_cannot_be_written(
     assert "--runs" in sentence
 
 
+@pytest.mark.integration
+def test_the_table_is_shown_though_nothing_can_be_written(
+    copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    curves = copied / "split_digits" / "forgetting_curves.png"
+    curves.unlink()
+    curves.mkdir()  # as of a folder that is to be read alone: root may write into those
+    assert run.main(line(copied)) == 2
+    said = capsys.readouterr()
+    assert "forgetting_curves.png" in said.err
+    assert all(name in said.out for name in METHODS)
+
+
 def test_a_folder_that_holds_something_else(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
