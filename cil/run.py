@@ -87,7 +87,7 @@ def run(experiment: str, config: Config, fresh: bool = False) -> list[RunView]:
     try:
         views = complete(experiment, config, fresh)
     except DivergenceError:
-        if views := finished(experiment, config):
+        if parallel.is_first() and (views := finished(experiment, config)):
             report(experiment, views, folder)
         raise
     if parallel.is_first():
