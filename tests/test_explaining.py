@@ -1,5 +1,6 @@
 """Explanations inside a run, and the commands that explain a finished one, on tiny settings."""
 
+import hashlib
 import re
 import shutil
 import sys
@@ -256,6 +257,11 @@ def test_seeds_of_one_method_are_told_apart(
     folders = [tmp_path / "split_digits" / "finetune" / f"seed{seed}" for seed in (0, 1)]
     for folder in folders:  # what they have learned does not matter here
         shutil.copytree(ran / "finetune" / "seed0", folder)
+    config, progress = (folders[1] / name for name in ("config.yaml", "progress.json"))
+    before, of_seed_1 = config.read_bytes(), config.read_bytes().replace(b"seed: 0", b"seed: 1", 1)
+    config.write_bytes(of_seed_1)
+    hashes = [hashlib.sha256(content).hexdigest() for content in (before, of_seed_1)]
+    progress.write_text(progress.read_text().replace(*hashes))
     words = ["--methods=saliency", "--images=2", "--step=64", f"--name={tmp_path / 'table'}"]
     assert command("insertion_deletion", *map(str, folders), *words) == 0
     assert {path.name for path in tmp_path.glob("*.svg")} == {
@@ -269,7 +275,7 @@ def test_seeds_of_one_method_are_told_apart(
     capsys.readouterr()
     assert command("insertion_deletion", str(folders[0]), str(folders[0]), *words) == 2
     assert "name each once" in refused(capsys)
-    other = tmp_path / "other" / "joint" / "seed0"
+    other = tmp_path / "other" / "finetune" / "seed0"
     shutil.copytree(folders[0], other)
     assert command("insertion_deletion", str(folders[0]), str(other), *words) == 2
     assert f"{tmp_path} holds runs of several experiments (other, split_digits)" in refused(capsys)
