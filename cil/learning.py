@@ -31,7 +31,6 @@ from cil.methods.registry import (
     settings,
 )
 from cil.records import RunView, finished_run
-from cil.records.resume import WAYS_OUT
 
 if TYPE_CHECKING:  # torch and Avalanche cost seconds, and --help must not wait for them
     from cil.methods.method import Method
@@ -52,7 +51,7 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
         DivergenceError: one came to no numbers; the others were learned nonetheless, unless several
             devices share the work.
         UserError: bad settings, a damaged record, a disk that is full or cannot be written, no
-            method is left, or what was finished before had learned other images.
+            method is left, or one that is finished had another stream than the others.
     """
     check(config)
     if trial.current() is not None:
@@ -66,12 +65,12 @@ def complete(experiment: str, config: Config, fresh: bool = False) -> list[RunVi
     config = replace(config, trainer=replace(config.trainer, jobs=jobs))
     left = parallel.broadcast(left_to_learn(experiment, config, fresh))
     if left and place is None and config.trainer.devices > 1:
-        launch(config.trainer, _run_methods, config, left, fresh)
+        launch(config.trainer, _run_methods, experiment, config, left, fresh)
     elif len(left) > 1 and place is None and config.trainer.jobs > 1:
-        _run_side_by_side(config, left, fresh)
+        _run_side_by_side(experiment, config, left, fresh)
     elif left:
         with _share_of_threads(config.trainer.jobs if place is None else 1):
-            _run_methods(config, left, fresh)
+            _run_methods(experiment, config, left, fresh)
     views = finished(experiment, config) if parallel.is_first() else []
     if not parallel.broadcast(len(views)):  # all processes end alike
         raise UserError(
@@ -99,7 +98,8 @@ def left_to_learn(experiment: str, config: Config, fresh: bool = False) -> dict[
     """The runs that `complete` would begin or go on with, and their places.
 
     Raises:
-        UserError: a finished one is damaged, or was made with other settings.
+        UserError: a finished one is damaged, was made with other settings, or had another stream
+            than the others.
     """
     places = _places(experiment, config)
     done = () if fresh else [(v.method, v.seed) for v in finished(experiment, config)]
@@ -108,9 +108,12 @@ def left_to_learn(experiment: str, config: Config, fresh: bool = False) -> dict[
 
 def finished(experiment: str, config: Config) -> list[RunView]:
     """Those of the wanted runs that are finished; raises as `left_to_learn` does."""
-    places = _places(experiment, config).items()
-    views = [finished_run(place, settings(name, config, seed)) for (name, seed), place in places]
-    return [view for view in views if view is not None]
+    views: list[RunView] = []
+    for (name, seed), place in _places(experiment, config).items():
+        stream = views[0].stream if views else None
+        view = finished_run(place, settings(name, config, seed), stream)
+        views += [] if view is None else [view]
+    return views
 
 
 def _places(experiment: str, config: Config) -> dict[Run, Path]:
@@ -120,10 +123,10 @@ def _places(experiment: str, config: Config) -> dict[Run, Path]:
     return {(name, seed): folder / name / f"seed{seed}" for seed in seeds for name in names}
 
 
-def _run_methods(config: Config, places: Mapping[Run, Path], fresh: bool) -> None:
+def _run_methods(experiment: str, config: Config, places: Mapping[Run, Path], fresh: bool) -> None:
     """Each (method, seed) with its record in its place."""
     stream = _open_stream(config)
-    _check_images(config, places, stream)
+    _check_others(experiment, config, places, stream)
     diverged: list[DivergenceError] = []
     for (name, seed), place in _fitting(config, places, stream):
         try:
@@ -137,12 +140,14 @@ def _run_methods(config: Config, places: Mapping[Run, Path], fresh: bool) -> Non
         raise diverged[0]
 
 
-def _run_side_by_side(config: Config, places: Mapping[Run, Path], fresh: bool) -> None:
+def _run_side_by_side(
+    experiment: str, config: Config, places: Mapping[Run, Path], fresh: bool
+) -> None:
     """The same, `trainer.jobs` of them at a time, with one progress bar for all."""
     from tqdm import tqdm
 
     stream = _open_stream(config)
-    _check_images(config, places, stream)
+    _check_others(experiment, config, places, stream)
     runs = _fitting(config, places, stream)
     states = shared(len(runs))  # _LEARNING, then _DONE
     said, diverged = queue(), list[DivergenceError]()
@@ -188,18 +193,13 @@ def _run_next(
             states[number] = _DONE
 
 
-def _check_images(config: Config, places: Mapping[Run, Path], stream: "Stream") -> None:
-    """Raises UserError where a run that is finished, and stays, learned other images."""
-    experiment = str(next(iter(places.values())).parents[1].relative_to(config.runs))
-    stay = [run for run in _places(experiment, config).items() if run[0] not in places]
-    for (name, seed), place in stay:
-        view = finished_run(place, settings(name, config, seed))
-        if view is not None and view.stream["fingerprint"] != stream.fingerprint:
-            raise UserError(
-                f"{place} learned another stream (fingerprint {view.stream['fingerprint']}, now "
-                f"{stream.fingerprint}): its images, its classes or their order changed, and one "
-                f"table cannot have both; {WAYS_OUT}."
-            )
+def _check_others(
+    experiment: str, config: Config, places: Mapping[Run, Path], stream: "Stream"
+) -> None:
+    """Raises UserError where a run that is finished, and stays, had another stream than this."""
+    for (name, seed), place in _places(experiment, config).items():
+        if (name, seed) not in places:
+            finished_run(place, settings(name, config, seed), stream_facts(stream))
 
 
 @contextmanager

@@ -286,8 +286,12 @@ def test_methods_of_changed_images_are_not_shown_together(
     capsys.readouterr()
     (root / "train" / "a" / "a_0.JPEG").unlink()
     sentence = refused(capsys, [*arguments, "--methods=[finetune,joint]"])
-    assert "finetune/seed0 learned another stream (fingerprint" in sentence
+    assert "finetune/seed0 was begun on another stream (fingerprint" in sentence
     assert not (runs / "split_image_folder" / "joint").exists()
+    assert run.main([*arguments, "--methods=[joint]"]) == 0
+    capsys.readouterr()
+    sentence = refused(capsys, [*arguments, "--methods=[finetune,joint]"])  # both are finished
+    assert "joint/seed0 was begun on another stream (fingerprint" in sentence
     assert run.main([*arguments, "--methods=[finetune,joint]", "--fresh"]) == 0
 
 

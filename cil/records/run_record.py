@@ -337,13 +337,19 @@ def figure_bytes(figure: "Figure", kind: str) -> bytes:
     return buffer.getvalue()
 
 
-def finished_run(folder: Path, config: Mapping[str, Any]) -> RunView | None:
+def finished_run(
+    folder: Path, config: Mapping[str, Any], stream: Mapping[str, Any] | None = None
+) -> RunView | None:
     """The run in a folder if it is finished; what was learned from is left unopened.
 
     Raises:
-        UserError: it was made with another config, or one of its files is damaged.
+        UserError: it was made with another config, or on another stream where one is given, or one
+            of its files is damaged.
     """
     if not (folder / layout.SUMMARY).exists() or being_cleared(folder):
         return None
-    check_config(folder, layout.read_progress(folder), plain(config))
+    progress = layout.read_progress(folder)
+    check_config(folder, progress, plain(config))
+    if stream is not None:
+        check_stream(folder, progress, stream)
     return read_run(folder)
