@@ -258,12 +258,19 @@ def write_trials(path: Path, trials: pd.DataFrame) -> None:
         UserError: the file cannot be read or written, or holds something else.
     """
     with locked(path.with_name(f".{path.name}.lock")):
-        before = read_table(path) if path.exists() else trials.head(0)
+        before = _tried_before(path) if path.exists() else trials.head(0)
         if list(before.columns) != list(trials.columns):
             raise UserError(f"{path} holds no trials: move it away; every trial is recorded.")
         others = before[~before["method"].isin(trials["method"])]
         whole = pd.concat([others, trials]) if len(others) else trials
         write_bytes(path, whole.to_csv(index=False).encode())
+
+
+def _tried_before(path: Path) -> pd.DataFrame:
+    try:
+        return read_table(path)
+    except UserError:
+        return pd.DataFrame()  # which has other columns
 
 
 def _picked_before(path: Path) -> dict[str, Any]:

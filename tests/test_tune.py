@@ -159,6 +159,16 @@ def test_trials_learn_with_what_is_tuned_beside_the_grid(tmp_path, grid) -> None
     assert table["picked"].all()
 
 
+@pytest.mark.parametrize("content", [b"", b"\x9f\x00\xc3", b"x,y\n1,2\n"])
+def test_a_table_that_is_none_is_not_written_over(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "trials.csv"
+    path.write_bytes(content)
+    trials = pd.DataFrame([{"method": "lwf", "picked": True}])
+    with pytest.raises(UserError, match="holds no trials: move it away"):
+        tune.write_trials(path, trials)
+    assert path.read_bytes() == content
+
+
 @pytest.mark.integration
 def test_a_trial_that_diverges_is_the_worst_and_the_others_go_on(tmp_path, grid, capsys) -> None:
     tried = {"discriminative.lr": [1e30, 5e-3]}
