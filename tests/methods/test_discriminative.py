@@ -150,6 +150,46 @@ def test_a_resnet_learns_larger_images_by_sgd(coloured):
     assert torch.equal(method.scores(images), restored.scores(images))
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_two_images_that_are_left_over_count_as_two_of_a_batch(momentum, stream):
+    from avalanche.training.plugins import EvaluationPlugin
+    from avalanche.training.supervised import Naive
+
+    images, lr, steps = stream.experiences[0].avalanche, 1e-3, []
+    full = len(images.dataset) - 2
+
+    class Watch:
+        supports_distributed = False
+
+        def before_update(self, strategy, **_):
+            self.before = weights(strategy.model)
+            self.gradient = torch.cat([p.grad.flatten() for p in strategy.model.parameters()])
+
+        def after_training_iteration(self, strategy, **_):
+            step = weights(strategy.model) - self.before
+            steps.append((len(strategy.mb_y), self.gradient, step))
+            kept = torch.cat([p.grad.flatten() for p in strategy.model.parameters()])
+            torch.testing.assert_close(kept, self.gradient)  # si asks for it
+
+    seed_all(0, 0)
+    model = nn.Sequential(CNN(1), nn.Linear(64, 10))
+    with without_noise():
+        options = {"evaluator": EvaluationPlugin(loggers=[]), "plugins": [Watch()]}
+        sgd = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum)
+        plain = Naive(model=model, optimizer=sgd, train_mb_size=full, train_epochs=1, **options)
+        with following(plain, "", lambda *_: None, show_progress=False):
+            plain.train(images, eval_streams=[])
+    (many, first, first_step), (few, second, second_step) = steps
+    assert (many, few) == (full, 2)
+    torch.testing.assert_close(first_step, -lr * first, rtol=1e-2, atol=1e-7)
+    wanted = -lr / 2 * (momentum * first + second * 2 / full)  # half way down the cosine
+    torch.testing.assert_close(second_step, wanted, rtol=1e-2, atol=1e-7)
+
+
+def weights(model: nn.Module) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
 def test_precision_is_the_trainers_when_learning_and_when_restored(stream):
     bf16 = TrainerConfig(accelerator="cpu", precision="bf16-mixed")
     mixed, plain = make("replay", stream, trainer=bf16), make("replay", stream)
