@@ -14,7 +14,7 @@ from avalanche.models import FeCAMClassifier, avalanche_forward
 from avalanche.training.losses import ICaRLLossPlugin, MaskedCrossEntropy
 from avalanche.training.plugins import AGEMPlugin, BiCPlugin, MASPlugin, bic
 from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamplingBuffer
-from avalanche.training.supervised import DER, ER_ACE, ICaRL, StreamingLDA
+from avalanche.training.supervised import DER, ER_ACE, SCR, ICaRL, StreamingLDA
 from avalanche.training.utils import zerolike_params_dict
 from einops import rearrange
 from torch import Tensor, nn
@@ -35,8 +35,11 @@ class SharedAGEM(AGEMPlugin):
         self.storage_policy = ClassBalancedBuffer(mem_size)
 
     def before_training_exp(self, strategy: Any, **_: Any) -> None:
-        if self.buffers:
-            loader = GroupBalancedInfiniteDataLoader(self.buffers, batch_size=self.sample_size)
+        if self.buffers:  # which lie class after class, so that they must be shuffled
+            size = min(self.sample_size, len(self.buffers[0]))
+            loader = GroupBalancedInfiniteDataLoader(
+                self.buffers, batch_size=size, shuffle=True, drop_last=True
+            )
             self.buffer_dliter = iter(loader)
 
     def after_training_exp(self, strategy: Any, **_: Any) -> None:
@@ -210,7 +213,10 @@ class _ReplaysAllItHas:
     @property
     def batch_size_mem(self) -> int:
         """Stored images in every step: it changes with the memory, between two experiences."""
-        return max(1, min(self._wished, len(self.storage_policy.buffer)))
+        # Not len(storage_policy.buffer), which joins the classes' images anew: Avalanche asks for
+        # this number several times a step.
+        stored = sum(len(own.buffer) for own in self.storage_policy.buffer_groups.values())
+        return max(1, min(self._wished, stored))
 
     @batch_size_mem.setter
     def batch_size_mem(self, wished: int) -> None:
@@ -227,6 +233,17 @@ class MendedERACE(_ReplaysAllItHas, ER_ACE):
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         self.ace_criterion = asymmetric_cross_entropy
+
+
+class MendedSCR(SCR):
+    """SCR with all class means of the present network, as in its paper (arXiv 2103.13885).
+
+    Avalanche's takes half of each from the networks that were.
+    """
+
+    def compute_class_means(self) -> None:
+        self.model.eval_classifier.class_means_dict = {}
+        super().compute_class_means()
 
 
 class MendedBiC(BiCPlugin):

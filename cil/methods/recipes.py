@@ -76,6 +76,8 @@ RECIPES = {
         constants={"damping": 1e-3},  # its authors' on split CIFAR-10
         carries=("anchors", "importances"),
     ),
+    # Its importances, too, are of a batch's mean gradient: of digits as good as those
+    # of single images.
     "mas": Recipe(
         "Naive",
         "Aljundi et al. 2018, arXiv 1711.09601",
@@ -159,7 +161,7 @@ RECIPES = {
         memory="mem_size",
     ),
     "scr": Recipe(
-        "SCR",
+        "MendedSCR",
         "Mai et al. 2021, arXiv 2103.13885",
         kind="scr",
         options={"temperature": "scr_temperature", **_REPLAYED},

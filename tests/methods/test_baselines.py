@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional
 
 from cil.config import DiscriminativeConfig
 from cil.errors import UserError
@@ -33,7 +34,7 @@ LEAST = {
     "ncm": (0.6, 0.6),
     "slda": (0.8, 0.8),
     "fecam": (0.8, 0.8),
-    "agem": (0.0, 0.8),
+    "agem": (0.6, 0.8),
     "replay": (0.7, 0.8),
     "gdumb": (0.7, 0.7),
     "icarl": (0.7, 0.7),
@@ -293,6 +294,35 @@ def test_icarl_takes_no_mean_of_mirrored_digits(learned) -> None:
     mean = mean / mean.norm()
     label = plugin.y_memory[0][0]
     torch.testing.assert_close(method.model.eval_classifier.class_means[label], mean)
+
+
+def test_agem_asks_images_of_all_classes_in_every_step(stream, make, monkeypatch) -> None:
+    """They lie in its memory class after class."""
+    from cil.methods.avalanche_plugins import SharedAGEM
+
+    method, asked, ask = make("agem", stream, epochs=2), [], SharedAGEM.sample_from_memory
+
+    def watched(plugin: SharedAGEM) -> list[torch.Tensor]:
+        batch = ask(plugin)
+        asked.append(batch[1])
+        return batch
+
+    monkeypatch.setattr(SharedAGEM, "sample_from_memory", watched)
+    learn(method, 0, 1, 2)
+    *_, last = asked
+    assert last.unique().tolist() == [0, 1, 2, 3]
+    assert {len(labels) for labels in asked} == {method.settings.batch_size}
+    assert {len(labels.unique()) for labels in asked} <= {2, 3, 4}
+
+
+def test_scr_answers_by_what_its_present_network_makes_of_its_memory(learned) -> None:
+    method = learned["scr"]
+    means = method.model.eval_classifier.class_means
+    buffers = method.strategy.replay_plugin.storage_policy.buffer_groups
+    for label, own in buffers.items():
+        images = torch.stack([own.buffer.eval()[i][0] for i in range(len(own.buffer))])
+        mean = functional.normalize(method.features(images)).mean(0)
+        torch.testing.assert_close(means[label], functional.normalize(mean, dim=0))
 
 
 def test_fecam_scores_as_one_class_after_another(learned) -> None:
