@@ -76,7 +76,7 @@ RECIPES = {
         constants={"damping": 1e-3},  # its authors' on split CIFAR-10
         carries=("anchors", "importances"),
     ),
-    # Its importances, too, are of a batch's mean gradient: of digits as good as those
+    # Its importances, too, are of a batch's mean gradient: for digits as good as those
     # of single images.
     "mas": Recipe(
         "Naive",
