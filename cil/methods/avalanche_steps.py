@@ -37,17 +37,21 @@ class DecayPlugin:
 
 
 class SharePlugin:
-    """Lets every image of a pass weigh the same, also those of a last batch that has fewer.
+    """Lets a last batch of fewer images count for as much less than the other batches of a pass.
 
     Two images alone at the lr of 128 undo what a ResNet18 learns in a pass. The gradient is made
-    smaller and not the lr, since the momentum keeps it for the steps that follow.
+    smaller and not the lr, since the momentum keeps it for the steps that follow. Where the
+    strategy's own loader adds stored images to every batch, they are counted too.
     """
 
     supports_distributed = True
 
+    def before_training_exp(self, strategy: Any, **_: Any) -> None:
+        self.most = 0  # images of a batch: fewer than batch_size where there are not as many
+
     def before_update(self, strategy: Any, **_: Any) -> None:
-        # No more than 1: replay's batches have stored images on top.
-        self.share = min(1.0, len(strategy.mb_y) / strategy.train_mb_size)
+        self.most = max(self.most, len(strategy.mb_y))
+        self.share = len(strategy.mb_y) / self.most
         self._scale_gradients(strategy, self.share)
 
     def after_update(self, strategy: Any, **_: Any) -> None:

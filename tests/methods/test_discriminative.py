@@ -186,6 +186,14 @@ def test_two_images_that_are_left_over_count_as_two_of_a_batch(momentum, stream)
     torch.testing.assert_close(second_step, wanted, rtol=1e-2, atol=1e-7)
 
 
+def test_images_that_fill_no_batch_are_a_whole_one(stream):
+    images = len(stream.experiences[0].avalanche.dataset)
+    settings = {"epochs": 2, "optimizer": "sgd", "lr": 0.01}
+    exact, roomy = (make("finetune", stream, batch_size=images + n, **settings) for n in (0, 500))
+    assert learn(exact, 0) == learn(roomy, 0)
+    assert torch.equal(weights(exact.model), weights(roomy.model))
+
+
 def weights(model: nn.Module) -> torch.Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
