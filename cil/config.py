@@ -195,7 +195,8 @@ class DiscriminativeConfig:
     epochs: int = 8
     """Passes over each experience's training images."""
     batch_size: int = 32
-    """Images a step; methods that store images add as many of those."""
+    """Images a step; methods that store images add as many of those. The fewer that are left over
+    at the end of a pass make a step that is as much smaller."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """What the CNN is trained by; for ResNets the literature takes sgd with lr 0.1, momentum 0.9
     and weight_decay 5e-4."""

@@ -1,4 +1,4 @@
-"""What goes along with every step of an Avalanche strategy: its lr, its values, a progress bar.
+"""What goes along with every step of an Avalanche strategy: its size, its values, a progress bar.
 
 Avalanche asks its plugins for methods by name, so these need no base class and no import of it.
 """
