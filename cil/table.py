@@ -200,7 +200,9 @@ def publish(runs: Sequence[RunView], path: Path, command: str) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    write_bytes(with_ending(path, ".csv"), results(runs).to_csv(index=False).encode(), "--name")
+    numbers = results(runs)
+    numbers.insert(3, "commit", [" ".join(_of_sittings(r, "commit")) for r in runs])
+    write_bytes(with_ending(path, ".csv"), numbers.to_csv(index=False).encode(), "--name")
     write_bytes(with_ending(path, ".svg"), figure_bytes(curves(runs), "svg"), "--name")
     headings = ["method", *PERCENT.values(), *COSTS.values()]
     lines = [*provenance(runs, command), CAPTION, markdown(headings, _rows(runs))]
@@ -213,7 +215,10 @@ def provenance(runs: Sequence[RunView], command: str) -> list[str]:
         f"Written by `{command}`.",
         *(f"{line[0].upper()}{line[1:]}." for line in _streams(runs)),
         f"Seeds {sorted({r.seed for r in runs})}.",
-        *(f"{key}: {', '.join(sorted(_environments(runs, key)))}" for key in ("commit", "device")),
+        *(
+            f"{key}: {', '.join(sorted({value for r in runs for value in _of_sittings(r, key)}))}"
+            for key in ("commit", "device")
+        ),
         f"Pretrained on: {', '.join(sorted({r.summary['pretrained_on'] for r in runs}))}.",
         *_unreadable(runs),
     ]
@@ -225,7 +230,7 @@ def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in ruled)
 
 
-def _environments(runs: Sequence[RunView], key: str) -> set[str]:
-    """Every value that any sitting of these runs was made with."""
-    sittings = [s for r in runs for s in (r.environment, *r.environment.get("resumed", []))]
-    return {str(sitting[key]) for sitting in sittings if key in sitting}
+def _of_sittings(run: RunView, key: str) -> list[str]:
+    """Every value that a sitting of this run was made with, the first one's first."""
+    sittings = (run.environment, *run.environment.get("resumed", []))
+    return list(dict.fromkeys(str(sitting[key]) for sitting in sittings if key in sitting))

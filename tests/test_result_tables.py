@@ -1,5 +1,6 @@
 """The commands that write tables of results, in small: what they write comes from the records."""
 
+import hashlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from tiny import TINY, folders
 
 from cil import streams
 from cil.command_line import parse
+from cil.environment import commit
 from cil.errors import UserError
 from cil.learning import complete
 from cil.records import read_runs
@@ -42,6 +44,7 @@ def test_a_table_of_forgetting(tmp_path: Path) -> None:
     assert list(written) == ["method", "---", "finetune*", "joint"]
     numbers = pd.read_csv(tmp_path / "table.csv")
     assert len(numbers) == 4
+    assert {*numbers["commit"]} == {commit()}
     mean, std = numbers.groupby("method")["last_accuracy"].agg(["mean", "std"]).loc["joint"]
     assert written["joint"][0] == f"{100 * mean:.1f}±{100 * std:.1f}"
     text = (tmp_path / "table.md").read_text()
@@ -166,6 +169,15 @@ def test_what_decides_no_number_makes_no_other_line(
     for name in (None, ""):
         with pytest.raises(UserError, match="written by another line"):
             asking.place_of(name, "two", f"{line} --seeds=[7]")
+
+
+def test_the_list_of_a_hundred_classes_is_that_of_the_tables() -> None:
+    listed = (ROOT / "configs" / "class_lists" / "tiny_imagenet100.txt").read_bytes()
+    said = f"sha256 of the list {hashlib.sha256(listed).hexdigest()[:16]};"
+    tables = [*(ROOT / "experiments" / "results").glob("split_tiny_imagenet100*.md")]
+    assert tables
+    for table in tables:
+        assert said in table.read_text(), table.name
 
 
 @pytest.mark.parametrize("name", ["forgetting", "two_tasks", "sample_quality"])
