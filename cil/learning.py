@@ -153,15 +153,22 @@ def _run_side_by_side(
     said, diverged = queue(), list[DivergenceError]()
     quiet = replace(config, trainer=replace(config.trainer, progress=False))
     jobs = min(config.trainer.jobs, len(runs))
+    shown = ""
     with tqdm(total=len(runs), desc="runs", disable=not config.trainer.progress) as bar:
 
         def show() -> None:
+            nonlocal shown
             now = states[:]
             learning = [
                 run for (run, _), state in zip(runs, now, strict=True) if state == _LEARNING
             ]
-            bar.set_postfix_str(", ".join(f"{name} seed {seed}" for name, seed in learning))
-            bar.update(now.count(_DONE) - bar.n)
+            if done := now.count(_DONE) - bar.n:
+                bar.update(done)
+            named = ", ".join(f"{name} seed {seed}" for name, seed in learning)
+            # A terminal's clock ticks on; a log file gets a line when there is news.
+            if named != shown or sys.stderr.isatty():
+                bar.set_postfix_str(named)
+                shown = named
             while not said.empty():
                 name, seed, sentence = said.get()
                 diverged.append(DivergenceError(sentence))

@@ -1,10 +1,12 @@
 """Several runs at a time: they leave what one after the other would, and all end together."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -41,6 +43,18 @@ def test_runs_beside_each_other_learn_what_they_learn_alone(
         assert one.predictions().equals(other.predictions())
         written = [(r.folder / "config.yaml").read_text() for r in (one, other)]
         assert written[0] == written[1]
+
+
+def test_a_log_file_gets_a_line_of_progress_when_there_is_news(
+    quick_starts: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = line(tmp_path, 2, *LEARNERS, "--trainer.progress=true", "--stream.stop_after=2")
+    assert run.main(arguments) == 0
+    drawn = re.findall(r"(\d)/4 \[.*?(?:it/s|s/it)(.*?)\]", capfd.readouterr().err)
+    assert any("finetune seed 0" in names for _, names in drawn)
+    closed = drawn.pop()  # once more, where it stays
+    assert closed == drawn[-1] == ("4", "")
+    assert all(one != next_one for one, next_one in pairwise(drawn))
 
 
 def test_what_one_refuses_ends_all(
