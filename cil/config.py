@@ -19,8 +19,9 @@ class StreamConfig:
     """Folder of an image_folder, with train/ and val/ (or test/, which goes before) and in them a
     folder a class; or of what torchvision reads and downloads (null: in the cache)."""
     class_list: str | None = None
-    """Classes of an image_folder: ucir, cmc or podnet (the three lists called ImageNet-100), or a
-    text file with one a line; null takes every class there is."""
+    """Classes of an image_folder: ucir, cmc or podnet (the three lists called ImageNet-100),
+    tiny_imagenet100 (half of Tiny ImageNet's), or a text file with one a line; null takes every
+    class there is."""
     image_size: int | None = None
     """Side in pixels, 4 to 1024, to which an image_folder's images are cut and resized."""
     protocol: str = "b0-2"

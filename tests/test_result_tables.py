@@ -16,6 +16,7 @@ from cil.errors import UserError
 from cil.learning import complete
 from cil.records import read_runs
 from cil.run import exit_code
+from cil.streams import image_folder
 from experiments import asking, two_tasks
 
 ROOT = Path(__file__).parent.parent
@@ -172,7 +173,7 @@ def test_what_decides_no_number_makes_no_other_line(
 
 
 def test_the_list_of_a_hundred_classes_is_that_of_the_tables() -> None:
-    listed = (ROOT / "configs" / "class_lists" / "tiny_imagenet100.txt").read_bytes()
+    listed = (image_folder.LISTS / image_folder.NAMED["tiny_imagenet100"]).read_bytes()
     said = f"sha256 of the list {hashlib.sha256(listed).hexdigest()[:16]};"
     tables = [*(ROOT / "experiments" / "results").glob("split_tiny_imagenet100*.md")]
     assert tables

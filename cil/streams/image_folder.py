@@ -22,7 +22,13 @@ from cil.streams.image_scan import File, hidden, named, scan
 from cil.streams.splits import held_out
 from cil.streams.stream import Source
 
-LISTS = Path(__file__).parent / "class_lists"  # of ImageNet-100: three differ
+LISTS = Path(__file__).parent / "class_lists"
+NAMED = {
+    "ucir": "imagenet100_ucir.txt",  # three differ that are called ImageNet-100
+    "cmc": "imagenet100_cmc.txt",
+    "podnet": "imagenet100_podnet.txt",
+    "tiny_imagenet100": "tiny_imagenet100.txt",
+}
 TEST_FOLDERS = ("test", "val")  # the first that has class folders is read
 
 
@@ -138,8 +144,8 @@ def image_folder(
     Test images are those of `test/` where it has class folders, else those of `val/`: where both
     have them `val/` is not read.
 
-    `class_list` is ucir, cmc or podnet (three lists called ImageNet-100) or a file with a class a
-    line. The share `validation` of the training images, stratified, is held out.
+    `class_list` is a name in NAMED or a file with a class a line. The share `validation` of the
+    training images, stratified, is held out.
 
     Raises:
         UserError: a folder or a class of the list is missing, a class has a single training image,
@@ -263,13 +269,12 @@ def _check_names(train: Path, names: Sequence[str]) -> None:
 
 
 def _read_list(class_list: str) -> list[str]:
-    path = LISTS / f"imagenet100_{class_list}.txt"
-    path = path if path.is_file() else Path(class_list)
+    path = LISTS / NAMED[class_list] if class_list in NAMED else Path(class_list)
     try:
         names = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError):
         raise UserError(
-            f"stream.class_list is {class_list}: choose ucir, cmc, podnet or a text file with the "
+            f"stream.class_list is {class_list}: choose {', '.join(NAMED)} or a text file with the "
             "name of a class in every line."
         ) from None
     names = [name.strip() for name in names if name.strip()]

@@ -82,7 +82,7 @@ def test_a_list_chooses_the_classes(root: Path, tmp_path: Path) -> None:
     assert "no folder for 100 of the 100 classes of the class list cmc (stream.class_list)" in said
     assert "n01558993" in said
     assert "and 95 more" in said
-    assert "ucir, cmc, podnet or a text file" in refusal(root, "uci")
+    assert "ucir, cmc, podnet, tiny_imagenet100 or a text file" in refusal(root, "uci")
     chosen.write_text("apfel\napfel\n")
     assert "twice" in refusal(root, str(chosen))
 
